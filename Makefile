@@ -1,0 +1,33 @@
+# make demo   labels the photos in samples/ with the shipped checkpoint
+# make test   ruff and the test suite
+# Both make .venv and install what they need; nothing but Python 3.10+ and make is required.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test install clean
+
+demo: .venv/installed
+	@mkdir -p runs/demo
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_1.sh samples runs/demo/labels.csv
+	@echo "The CSV: $(CURDIR)/runs/demo/labels.csv"
+
+test: .venv/installed-tests
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n 2
+
+install: .venv/installed
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one with make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	@echo "installing what requirements.txt names: several GB, a few minutes the first time"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-tests: .venv/installed tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,360 @@
+"""Image folders, their labels, batches, and the geometry of a transform. Needs no torch to import.
+
+Images are decoded by threads: Pillow releases the interpreter's lock while it decodes and
+resamples, so threads keep every core busy without starting processes that each import torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from utils import UserError, one_line, progress, read_json
+
+import numpy as np
+from PIL import Image, ImageOps
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# Large but readable photos and odd metadata are no news to the user; unreadable files are errors.
+warnings.filterwarnings("ignore", module="PIL")
+
+# --- folders and labels -------------------------------------------------------------------------
+
+
+def list_images(folder: str | Path, limit: int | None = None) -> list[Path]:
+    """The image files directly in ``folder``, sorted by name; hidden files are skipped.
+
+    ``limit`` keeps that many, spread evenly, since labelled folders are sorted by class.
+
+    Raises UserError where there is no such folder or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"image folder {folder} {problem}")
+    paths = sorted(
+        path for path in folder.iterdir()
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    )
+    if not paths:
+        kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
+        raise UserError(f"no image in {folder} (looked for {kinds}, not in subfolders)")
+    if limit is None or limit >= len(paths):
+        return paths
+    return [paths[i * len(paths) // limit] for i in range(limit)]
+
+
+def label_from_name(path: Path) -> str:
+    """``<label>_<anything>.<ext>`` -> label."""
+    label, separator, _ = path.name.partition("_")
+    if not separator or not label:
+        raise UserError(f"{path.name} carries no label: name files <label>_<anything>.<ext>, "
+                        "or give --labels FILE.csv")
+    return label
+
+
+def read_labels(paths: Sequence[Path], labels_csv: str | Path | None = None) -> list[str]:
+    """The label of each image: from its file name, or from a CSV ``filename,label``."""
+    if labels_csv is None:
+        return [label_from_name(path) for path in paths]
+    try:
+        text = Path(labels_csv).read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise UserError(f"cannot read {labels_csv}: {error.strerror}") from None
+    reader = csv.DictReader(io.StringIO(text))
+    if not {"filename", "label"} <= set(reader.fieldnames or ()):
+        raise UserError(f"{labels_csv} needs the header filename,label")
+    table = {row["filename"]: (row["label"] or "").strip() for row in reader}
+    missing = [path.name for path in paths if not table.get(path.name)]
+    if missing:
+        raise UserError(f"{labels_csv} has no label for {len(missing)} of {len(paths)} images, "
+                        f"the first is {missing[0]}")
+    return [table[path.name] for path in paths]
+
+
+def sort_labels(labels: Sequence[str]) -> list[str]:
+    """The distinct labels, by number where all are numbers, else by text."""
+    distinct = set(labels)
+    numeric = all(label.isascii() and label.isdigit() for label in distinct)
+    return sorted(distinct, key=lambda label: (int(label) if numeric else 0, label))
+
+
+def read_names(path: str | Path) -> dict[str, str]:
+    """``{"0": "Abyssinian", …}``: label -> readable name."""
+    names = read_json(path)
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f'{path} must be a JSON object like {{"0": "Abyssinian", "1": "beagle"}}')
+    return names
+
+
+def find_names(folder: str | Path, path: str | Path | None) -> dict[str, str]:
+    """Names from ``path``, else from an ``id2label.json`` in ``folder`` or beside it, else {}."""
+    if path is not None:
+        return read_names(path)
+    folder = Path(folder).resolve()
+    found = [place / "id2label.json" for place in (folder, folder.parent)
+             if (place / "id2label.json").is_file()]
+    return read_names(found[0]) if found else {}
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Decode every image once; UserError that names the first unreadable one.
+
+    A training that stops in its third hour at a truncated file costs more than this.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress(len(paths), "check", "img") as bar:
+        for path, problem in zip(paths, pool.map(_problem, paths), strict=True):
+            if problem:
+                raise UserError(f"{path}: {problem}; mend or remove it, then train")
+            bar.update()
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        load_image(path, (1, 1))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def hold_out_tenth(paths: Sequence[Path], labels: Sequence[str]) -> tuple[list[int], list[int]]:
+    """(train, held-out) indices: every tenth image of each label, in order of file name.
+
+    No randomness, so that everyone who tunes on the same folder holds out the same images.
+    """
+    seen: dict[str, int] = {}
+    held_out = []
+    for index in sorted(range(len(paths)), key=lambda i: paths[i].name):
+        count = seen[labels[index]] = seen.get(labels[index], 0) + 1
+        if count % 10 == 0:
+            held_out.append(index)
+    if not held_out:
+        raise UserError(f"{len(paths)} images are too few to hold out every tenth of each label")
+    return sorted(set(range(len(paths))) - set(held_out)), sorted(held_out)
+
+
+# --- one image ----------------------------------------------------------------------------------
+
+
+def load_image(path: str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
+    """The photo as a person sees it, in RGB: EXIF orientation applied, transparency over white,
+    16 bits rescaled to 8, first frame of an animation.
+
+    ``at_least`` (width, height) lets the JPEG decoder skip detail beyond twice that size, which
+    is where most of the time goes on photos of many megapixels.
+    Raises ValueError with a short reason where the file is not a readable image.
+    """
+    try:
+        with Image.open(path) as image:
+            if at_least is not None:
+                image.draft(None, (2 * at_least[0], 2 * at_least[1]))
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
+        raise ValueError("has too many pixels to be a photo") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError("empty file" if os.path.getsize(path) == 0 else "not an image") from None
+    except Exception as error:  # Pillow's decoders raise anything from SyntaxError to IndexError
+        raise ValueError(one_line(error) or type(error).__name__) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        image = _to_8_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or float, to 8 bits by scale; Pillow's own conversion clips."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    peak = max(float(values.max(initial=0)), 1e-12)
+    if image.mode == "F":
+        full = 1.0 if peak <= 1 else 255.0 if peak <= 255 else peak
+    else:
+        full = 65535.0 if image.mode.startswith("I;16") or 255 < peak <= 65535 else max(peak, 255.0)
+    return Image.fromarray((values.clip(0, full) * (255 / full) + 0.5).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A model's preprocessing: photo -> (height, width, 3) uint8 -> normalized float batch.
+
+    ``resize="crop"`` scales the photo to cover ``size / crop_pct`` and takes the centre, as timm's
+    evaluation transform does; ``"squash"`` scales the whole photo to ``size``, whatever its shape.
+    """
+
+    size: tuple[int, int]  # height, width
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str = "crop"
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+
+    @classmethod
+    def from_fields(cls, fields: dict) -> Transform:
+        """From what a model's builder or a checkpoint says; UserError where that is not whole."""
+        try:
+            lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+            return cls(**{**fields, **lists})
+        except TypeError as error:
+            raise UserError(f"the model's preprocessing is described wrongly: {error}") from None
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom): the part of a width × height photo that the model sees."""
+        if self.resize == "squash":
+            return (0.0, 0.0, float(width), float(height))
+        rows, cols = self.size
+        # The arithmetic and rounding of torchvision's Resize and CenterCrop, so that the result is
+        # the same pixel for pixel; but resampling only this box, a 1 × 5000 photo stays small.
+        target = math.floor(rows / self.crop_pct), math.floor(cols / self.crop_pct)
+        if target[0] * width <= target[1] * height:  # the width decides
+            new_width, new_height = target[1], int(target[1] * height / width)
+        else:
+            new_width, new_height = int(target[0] * width / height), target[0]
+        new_width, new_height = max(new_width, cols), max(new_height, rows)
+        left = int(round((new_width - cols) / 2.0))
+        top = int(round((new_height - rows) / 2.0))
+        scale_x, scale_y = width / new_width, height / new_height
+        return (left * scale_x, top * scale_y, (left + cols) * scale_x, (top + rows) * scale_y)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """RGB photo -> (height, width, 3) uint8."""
+        rows, cols = self.size
+        resample = Image.Resampling[self.interpolation.upper()]
+        return np.asarray(image.resize((cols, rows), resample, box=self.box(*image.size)))
+
+    def normalize(self, batch):
+        """(B, height, width, 3) uint8 tensor -> (B, 3, height, width) float32, on its device."""
+        mean, std = (
+            batch.new_tensor(values, dtype=_float32()).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return (batch.permute(0, 3, 1, 2) / 255.0 - mean) / std
+
+    def load(self, path: str | Path) -> np.ndarray:
+        """The file's pixels as the model takes them. Raises ValueError as ``load_image`` does."""
+        rows, cols = self.size
+        needed = math.ceil(max(rows, cols) / self.crop_pct)
+        return self(load_image(path, (needed, needed)))
+
+
+def _float32():
+    import torch
+
+    return torch.float32
+
+
+# --- batches for inference ----------------------------------------------------------------------
+
+
+def read_batches(
+    paths: Sequence[Path],
+    transform: Transform,
+    batch_size: int,
+    unreadable: Callable[[Path, str], None],
+    threads: int | None = None,
+) -> Iterator[tuple[list[Path], np.ndarray]]:
+    """Batches of (paths, (B, height, width, 3) uint8) in the order of ``paths``.
+
+    Threads read at most two batches ahead, so memory does not grow with the number of images.
+    A file that cannot be read is left out and handed to ``unreadable(path, reason)``.
+    """
+    threads = threads or os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    try:
+        queue = iter(paths)
+        pending = deque((path, pool.submit(transform.load, path))
+                        for path in islice(queue, 2 * batch_size))
+        names, images = [], []
+        while pending:
+            path, future = pending.popleft()
+            try:
+                images.append(future.result())
+                names.append(path)
+            except ValueError as error:
+                unreadable(path, str(error))
+            pending.extend((path, pool.submit(transform.load, path)) for path in islice(queue, 1))
+            if len(images) == batch_size or (images and not pending):
+                yield names, np.stack(images)
+                names, images = [], []
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+# --- training samples ---------------------------------------------------------------------------
+
+AUGMENTATIONS = ("none", "flip", "jitter", "crop", "auto", "rand")
+
+
+def augmentation(
+    names: Sequence[str], transform: Transform
+) -> Callable[[Image.Image], Image.Image]:
+    """Photo -> photo of the transform's size: the named augmentations, one after the other.
+
+    ``crop`` (Szegedy et al. 2015, Sec. 6, area from 35 %) takes the place of the transform's own
+    geometry; ``auto`` and ``rand`` are AutoAugment (Cubuk et al. 2019) and RandAugment (Cubuk et
+    al. 2020; two operations of magnitude 9). Draws from torch's global generator.
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    resample = InterpolationMode(transform.interpolation)
+    if "crop" in names:
+        geometry = v2.RandomResizedCrop(transform.size, scale=(0.35, 1.0), interpolation=resample)
+    else:
+        geometry = v2.Lambda(partial(_resized, transform))
+    steps = {
+        "flip": v2.RandomHorizontalFlip(),
+        "jitter": v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+        "auto": v2.AutoAugment(interpolation=InterpolationMode.BILINEAR),
+        "rand": v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR),
+    }
+    return v2.Compose([geometry, *(steps[name] for name in names if name in steps)])
+
+
+def _resized(transform: Transform, image: Image.Image) -> Image.Image:
+    return Image.fromarray(transform(image))
+
+
+class LabelledImages:
+    """A map-style dataset of (pixels (height, width, 3) uint8, class index).
+
+    The random state of a sample comes from (seed, epoch, index) alone, whatever the number of
+    workers and whichever of them reads it. Call ``set_epoch`` before each epoch.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], targets: Sequence[int],
+        augment: Callable[[Image.Image], Image.Image], seed: int,
+    ) -> None:
+        self.paths, self.targets = list(paths), list(targets)
+        self.augment, self.seed, self.epoch = augment, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int):
+        import torch
+
+        image = load_image(self.paths[index])
+        with torch.random.fork_rng(devices=[]):
+            seeds = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
+            torch.manual_seed(int(seeds[0]))
+            pixels = np.array(self.augment(image))
+        return torch.from_numpy(pixels), self.targets[index]

@@ -1,0 +1,51 @@
+"""Accuracy of a classifier, with its interval, by class, and as a confusion matrix (numpy)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927), as fractions.
+
+    Unlike the normal approximation it stays inside [0, 1] and is right for few images.
+    """
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"{correct} of {total} is no proportion")
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+
+
+def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes) counts: row the true class, column the predicted one."""
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(matrix, (targets, predictions), 1)
+    return matrix
+
+
+def summarize(probabilities: np.ndarray, targets: np.ndarray) -> dict:
+    """Loss (mean negative log-likelihood, nats), correct, total, accuracy and its interval.
+
+    ``probabilities`` (N, classes), rows sum to 1; ``targets`` (N,) class indices.
+    """
+    chosen = probabilities[np.arange(len(targets)), targets]
+    correct, total = int((probabilities.argmax(1) == targets).sum()), len(targets)
+    low, high = wilson_interval(correct, total)
+    return {
+        "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
+        "correct": correct,
+        "total": total,
+        "accuracy": correct / total,
+        "accuracy_95": [low, high],
+    }
+
+
+def confident_errors(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Indices of the wrong predictions, the most probable first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != targets)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]

@@ -1,0 +1,104 @@
+"""Checkpoints: one .safetensors file that describes itself, and foreign state dicts, read safely.
+
+The metadata of a file holds one JSON object (key ``checkpoint``): ``format``, ``kind``
+(``classifier``, …), the model's name and arguments, labels, preprocessing, recipe, metrics with
+the data they were measured on, and licence. A script needs nothing but the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+from utils import UserError, one_line, whole_file
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT = 1
+
+
+def save_checkpoint(
+    path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write ``tensors`` (floating ones as ``dtype``) and ``metadata`` to one file, whole."""
+    stored = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        .contiguous()
+        for name, tensor in tensors.items()
+    }
+    text = json.dumps({"format": FORMAT, **metadata})
+    with whole_file(path) as temporary:
+        # "pt" is what other libraries look for; ours is the second key.
+        save_file(stored, temporary, metadata={"format": "pt", "checkpoint": text})
+
+
+def load_checkpoint(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, metadata) of a checkpoint of ours. UserError where it is none, or another kind."""
+    tensors, metadata = read_tensors(path)
+    if "kind" not in metadata:
+        raise UserError(f"{path} is not a checkpoint of this project (it describes no model); "
+                        "plain weights go to train --weights")
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} has format {metadata.get('format')}, this version reads {FORMAT}")
+    if metadata["kind"] != kind:
+        raise UserError(f"{path} is a {metadata['kind']} checkpoint, a {kind} is needed")
+    return tensors, metadata
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, metadata) of a .safetensors, .pth or .bin file; {} where it has no metadata.
+
+    Pickles are read with ``weights_only=True`` alone: a file with code in it is refused unrun.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    if not os.path.getsize(path):
+        raise UserError(f"checkpoint {path} is empty; fetch or train it again")
+    if path.suffix != ".safetensors":
+        return _read_pickle(path), {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot read checkpoint {path} (truncated or not safetensors?): "
+                        f"{one_line(error)}") from None
+    return tensors, metadata if isinstance(metadata, dict) else {}
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} was not loaded: it holds code or objects besides tensors, or is "
+                        "damaged; save a plain state dict") from None
+    except Exception as error:  # a damaged file fails in many ways inside torch's reader
+        raise UserError(f"cannot read checkpoint {path} (truncated?): {one_line(error)}") from None
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
+        raise UserError(f"{path} holds no state dict (names to tensors)")
+    return tensors
+
+
+def load_strict(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: object) -> None:
+    """Copy ``tensors`` into ``model``; a key missing, left over or misshapen is named."""
+    expected = model.state_dict()
+    problems = {
+        "missing": [key for key in expected if key not in tensors],
+        "left over": [key for key in tensors if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
+            for key in expected
+            if key in tensors and tensors[key].shape != expected[key].shape
+        ],
+    }
+    found = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+             for what, keys in problems.items() if keys]
+    if found:
+        raise UserError(f"{source} does not fit the model: {'; '.join(found)}")
+    model.load_state_dict(tensors)

@@ -1,0 +1,74 @@
+"""Small photos, a tiny classifier and a way to run a script as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+TINY = "test_vit"  # timm's own test model: 64 wide, 6 layers, 160 pixels
+CLASSES = ["0", "1", "2"]
+
+
+def run_script(*words, cwd=None, **environment) -> subprocess.CompletedProcess:
+    """Run ``python3 SCRIPT …`` in a process of its own, offline; stderr as text."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / words[0]), *map(str, words[1:])], cwd=cwd,
+        env={**os.environ, **OFFLINE, **environment}, capture_output=True, text=True,
+        errors="surrogateescape", timeout=300)
+
+
+def error_lines(result: subprocess.CompletedProcess) -> list[str]:
+    """What a user reads on stderr: progress bars and paths of written files left out."""
+    lines = result.stderr.replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip() and "img/s" not in line and "wrote" not in line]
+
+
+def make_photo(path: Path, label: int = 0, size=(48, 40), seed: int = 0) -> Path:
+    """A noisy photo whose colour tells its label, so that a tiny model can learn it."""
+    random = np.random.default_rng([label, seed])
+    colour = np.eye(3)[label % 3] * 160
+    pixels = colour + random.uniform(0, 90, (size[1], size[0], 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def make_folder(folder: Path, each: int, seed: int = 0) -> Path:
+    for label in range(3):
+        for number in range(each):
+            make_photo(folder / f"{label}_{number:03}.png", label, seed=100 * seed + number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Four photos of each of three classes."""
+    return make_folder(tmp_path_factory.mktemp("photos"), 4)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """An untrained classifier over ``CLASSES``, 32 pixels a side."""
+    return write_classifier(tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
+
+
+def write_classifier(path: Path, classes=CLASSES, seed: int = 0, **options) -> Path:
+    import torch
+
+    from models.vit import build_classifier, save_classifier
+
+    torch.manual_seed(seed)
+    names = {label: f"name {label}" for label in classes}
+    classifier = build_classifier(TINY, list(classes), names, **{"image_size": 32, **options})
+    with torch.no_grad():  # timm starts the head at zero: every class would tie
+        classifier.model.head.weight.normal_()
+    save_classifier(path, classifier)
+    return path

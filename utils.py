@@ -1,0 +1,275 @@
+"""What every script needs before torch is even imported: the command line, one-line errors,
+device and precision, seeds, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+class UserError(Exception):
+    """A problem that the user can mend. Its text is the one line that they see."""
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+class _HelpFormatter(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Keeps a script's docstring as it is written and shows each option's default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # argparse adds a default only where there is help text, and would print "None" and "False".
+        hidden = action.default in (None, False, argparse.SUPPRESS)
+        return action.help if hidden else super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose wrong-usage message is one line that names the argument; exit 2."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {one_line(message)} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """argparse type: a number from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {text}")
+    return value
+
+
+def non_negative(text: str) -> float:
+    """argparse type: a finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return value
+
+
+def add_run_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """The options that every command has."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                       help="where to compute; auto takes CUDA when there is one")
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                       help="auto takes bfloat16 where the hardware has it")
+    group.add_argument("--batch-size", type=positive_int, default=batch_size, metavar="N",
+                       help="images in a batch")
+    group.add_argument("--limit", type=positive_int, metavar="N",
+                       help="use only N images, spread over the folder")
+    group.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+
+
+def one_line(message: object) -> str:
+    """``message`` with its line breaks and runs of spaces made single spaces."""
+    return " ".join(str(message).split())
+
+
+def printable(name: object) -> str:
+    """``name`` for a person's eyes: bytes of it that are not UTF-8 become a question mark."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def warn(message: str) -> None:
+    """Print one line on stderr."""
+    print(printable(one_line(message)), file=sys.stderr, flush=True)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """The line that a user sees for ``error``, and the exit status."""
+    if isinstance(error, UserError):
+        return f"error: {error}", EXIT_ERROR
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; nothing half-written is left", EXIT_INTERRUPTED
+    if isinstance(error, ModuleNotFoundError):
+        return (f"error: the Python package {error.name} is missing: run make install, or "
+                "pip install -r requirements.txt"), EXIT_ERROR
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"error: {where}{error.strerror or error}", EXIT_ERROR
+    return (f"error: unexpected {type(error).__name__}: {error} "
+            "(HW3_DEBUG=1 shows where; please report it)"), EXIT_ERROR
+
+
+def _explain_uncaught(kind, error, traceback) -> None:
+    """sys.excepthook for what happens before ``run``: a missing package, Ctrl-C while importing."""
+    if issubclass(kind, (ModuleNotFoundError, KeyboardInterrupt)) and not DEBUG:
+        warn(_explain(error)[0])
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+DEBUG = bool(os.environ.get("HW3_DEBUG"))  # show the traceback of an error that nobody foresaw
+sys.excepthook = _explain_uncaught
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run ``main`` and exit: its status, or one line on stderr and the status that fits."""
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:  # `script | head`: the reader has gone, which is no error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_ERROR
+    except (Exception, KeyboardInterrupt) as error:
+        if DEBUG and not isinstance(error, UserError):
+            raise
+        line, status = _explain(error)
+        warn(line)
+    sys.exit(status)
+
+
+# --- device, precision, seed --------------------------------------------------------------------
+
+
+def resolve_device(name: str) -> str:
+    """'auto', 'cpu' or 'cuda' -> 'cpu' or 'cuda'."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("--device cuda: no CUDA device is visible; use --device cpu")
+    return "cuda" if available and name != "cpu" else "cpu"
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """'auto', 'fp32' or 'bf16' -> 'fp32' or 'bf16'."""
+    if name != "auto":
+        return name
+    if device == "cuda":
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})  # x86 AMX, x86 AVX-512, Arm
+
+
+def autocast(device: str, precision: str):
+    """The context in which a model runs forward at ``precision``."""
+    import torch
+
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it onto ``path`` when the block succeeds.
+
+    Missing parent folders are made. A device or a pipe (``/dev/stdout``) is written directly.
+    """
+    path = Path(path).resolve()  # through a symbolic link onto its target
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Fail now rather than after the work, where ``path`` cannot be written."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give a file name")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                return
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(None, "Permission denied")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` whole; file names in it that are not UTF-8 keep their bytes."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def write_csv(path: str | Path, header: list[str], rows: list[list]) -> None:
+    """A CSV with a header line, and its path on stderr."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(path, text.getvalue())
+    warn(f"wrote {path}")
+
+
+def markdown_table(header: list[str], rows: list[list]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def write_json(result: object, output: str | Path | None = None) -> None:
+    """One JSON object to ``output``, or to stdout."""
+    text = json.dumps(result, indent=2) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_text(output, text)
+        warn(f"wrote {output}")
+
+
+def read_json(path: str | Path) -> object:
+    """The parsed file; a UserError that names it where it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def progress(total: int, title: str, unit: str, hidden: bool = False):
+    """A progress bar on stderr; where stderr is a log file, a line now and then."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=title, unit=unit, disable=hidden, dynamic_ncols=True,
+                mininterval=0.2 if sys.stderr.isatty() else 20)
