@@ -79,7 +79,8 @@ def classify(classifier, paths, args, title="classify"):
             rows.append((sum(probabilities) / len(views)).cpu().numpy())
             readable += names
             bar.update(len(names))
-    return readable, np.concatenate(rows) if rows else None, unreadable
+    none = np.zeros((0, len(classifier.classes)), np.float32)
+    return readable, np.concatenate([none, *rows]), unreadable
 
 
 def classify_with_all(classifiers, paths, args):
@@ -220,8 +221,9 @@ def train(args):
         _, probabilities, unreadable = classify(judged, val_paths[share], args, "validate")
         if unreadable:
             raise UserError("unreadable: {}: {}".format(*unreadable[0]))
-        result = accuracy.summarize(probabilities, val_targets[share])
-        sums = torch.tensor([result["loss"] * result["total"], result["correct"], result["total"]])
+        right = val_targets[share]
+        losses = -np.log(np.maximum(probabilities[np.arange(len(right)), right], 1e-12))
+        sums = torch.tensor([losses.sum(), (probabilities.argmax(1) == right).sum(), len(right)])
         total = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
         return {"val_loss": total[0] / total[2], "val_accuracy": total[1] / total[2],
                 "val_correct": int(total[1]), "val_images": int(total[2])}

@@ -81,6 +81,7 @@ def fit(
     Raises UserError where the loss stops being finite or ``out`` holds another training.
     """
     state = _starting_state(out / "last.pt", recipe, len(task.dataset), resume)
+    out.mkdir(parents=True, exist_ok=True)
     # On a CPU a plain Accelerator() would give every process of torchrun a training of its own.
     accelerator = Accelerator(cpu=recipe.device == "cpu")
     chief = accelerator.is_main_process

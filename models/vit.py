@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,9 +120,10 @@ def _check_arguments(name: str, image_size: int | None, num_heads: int | None) -
 
 def _create(name: str, pretrained: bool, **args) -> VisionTransformer:
     if not timm.is_model(name):
-        known = timm.list_models(f"*{name.split('_')[0]}*", module="vision_transformer")
-        hint = ", ".join(known[:4]) if known else "vit_tiny_patch16_224, vit_base_patch16_224"
-        raise UserError(f"timm knows no model {name}; it knows for example {hint}")
+        known = timm.list_models(module="vision_transformer")
+        close = difflib.get_close_matches(name, known, 4, 0) or known[:4]
+        raise UserError(f"timm knows no vision transformer {name}; the nearest names are "
+                        f"{', '.join(close)}")
     try:
         model = timm.create_model(name, pretrained=pretrained, **args)
     except (OSError, RuntimeError) as error:  # hub and network errors are OSErrors, bad tags not

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tracemalloc
 
+from utils import UserError
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ from conftest import make_photo
 from PIL import Image
 
 import data
-from utils import UserError
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -97,12 +98,13 @@ def test_sixteen_bits_are_rescaled_not_clipped(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "RGB"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
-    grey = Image.fromarray(np.full((6, 9), 200, np.uint8)).convert("RGB").convert(mode)
+    grey = Image.fromarray(np.full((6, 9), 200, np.uint8)).convert("RGB")
+    grey = grey.quantize(4) if mode == "P" else grey.convert(mode)
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     grey.save(path)
     image = data.load_image(path)
     assert image.mode == "RGB" and image.size == (9, 6)
-    assert mode == "1" or np.abs(np.asarray(image).astype(int) - 200).max() <= 5  # P: web colours
+    assert mode == "1" or np.abs(np.asarray(image).astype(int) - 200).max() <= 3
 
 
 def test_transparency_is_laid_over_white(tmp_path):

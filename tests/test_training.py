@@ -1,0 +1,265 @@
+"""The training loop: SAM, schedules and accumulation against formulas; resume and two processes
+as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+from utils import UserError
+
+import pytest
+import torch
+from conftest import OFFLINE, ROOT, TINY, make_folder, run_script
+
+import training
+
+
+class Points:
+    """A regression problem as a dataset."""
+
+    def __init__(self, size=8):
+        generator = torch.Generator().manual_seed(3)
+        self.x, self.y = (torch.randn(size, n, generator=generator) for n in (3, 1))
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index]
+
+
+def linear():
+    torch.manual_seed(1)
+    return torch.nn.Linear(3, 1)
+
+
+def squared_error(model, batch):
+    return ((model(batch[0]) - batch[1]) ** 2).mean(), 0
+
+
+def fit(tmp_path, model, points=None, resume=False, **options):
+    recipe = training.Recipe(**{"epochs": 1, "batch_size": 4, "schedule": "constant", "warmup": 0,
+                                "clip_norm": 0, "workers": 0, "lr": 0.1, **options})
+    task = training.Task(
+        dataset=points or Points(), groups=[{"params": list(model.parameters())}],
+        prepare=tuple, loss=squared_error, evaluate=lambda model, accelerator: {},
+        save=lambda path, model, row: path.write_text(str(row["epoch"])), select=None)
+    return training.fit(model, task, recipe, tmp_path / "out", resume)
+
+
+def batches_of(points, recipe_seed=0, batch_size=4, epoch=0):
+    recipe = training.Recipe(batch_size=batch_size, seed=recipe_seed)
+    sampler = training.EpochSampler(len(points), recipe, 0, 1)
+    sampler.epoch = epoch
+    return [(points.x[indices], points.y[indices]) for indices in sampler]
+
+
+def test_sam_is_two_true_steps(tmp_path):
+    """Foret et al. 2021, Eq. 2-3 by hand: climb by rho g/|g|, take the gradient there, step."""
+    model, points = linear(), Points()
+    w, b = model.weight.detach().clone(), model.bias.detach().clone()
+    momentum = [torch.zeros_like(w), torch.zeros_like(b)]
+    for x, y in batches_of(points):
+        def gradient(w, b, x=x, y=y):
+            error = 2 * (x @ w.T + b - y) / len(x)
+            return [error.T @ x, error.sum(0)]
+
+        climb = gradient(w, b)
+        length = math.sqrt(sum(float((g ** 2).sum()) for g in climb))
+        at_top = gradient(w + 0.3 * climb[0] / length, b + 0.3 * climb[1] / length)
+        momentum = [0.9 * m + g for m, g in zip(momentum, at_top, strict=True)]
+        w, b = w - 0.1 * momentum[0], b - 0.1 * momentum[1]
+    fit(tmp_path, model, points, optimizer="sam", sam_base="sgd", sam_rho=0.3, momentum=0.9)
+    torch.testing.assert_close(model.weight, w)
+    torch.testing.assert_close(model.bias, b)
+
+
+@pytest.mark.parametrize("name, reference", [
+    ("adam", lambda p: torch.optim.Adam(p, lr=0.1)),
+    ("adamw", lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.01)),
+    ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+])
+def test_the_plain_optimizers_are_torchs(tmp_path, name, reference):
+    model, other, points = linear(), linear(), Points()
+    optimizer = reference(other.parameters())
+    for batch in batches_of(points):
+        optimizer.zero_grad()
+        squared_error(other, batch)[0].backward()
+        optimizer.step()
+    fit(tmp_path, model, points, optimizer=name)
+    torch.testing.assert_close(model.weight, other.weight)
+
+
+def test_accumulation_changes_memory_not_the_result(tmp_path):
+    whole, parts = linear(), linear()
+    fit(tmp_path / "a", whole, batch_size=4)
+    fit(tmp_path / "b", parts, batch_size=4, accumulate=2)
+    torch.testing.assert_close(whole.weight, parts.weight)
+
+
+def test_ema_is_the_average_that_is_kept(tmp_path):
+    model, other, points = linear(), linear(), Points()
+    average = other.weight.detach().clone()
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    for step, batch in enumerate(batches_of(points), 1):
+        optimizer.zero_grad()
+        squared_error(other, batch)[0].backward()
+        optimizer.step()
+        decay = min(0.5, 1 - step ** (-2 / 3)) if step > 1 else 0
+        average = decay * average + (1 - decay) * other.weight.detach()
+    fit(tmp_path, model, points, optimizer="sgd", ema=0.5)
+    torch.testing.assert_close(model.weight, average)
+
+
+def test_clipping_bounds_the_step(tmp_path):
+    model = linear()
+    before = model.weight.detach().clone()
+    fit(tmp_path, model, Points(4), optimizer="sgd", momentum=0.0, clip_norm=0.01)
+    assert (model.weight - before).norm() <= 0.1 * 0.01 + 1e-7
+
+
+@pytest.mark.parametrize("schedule, expected", [
+    ("constant", [0.25, 0.5, 0.75, 1, 1, 1, 1]),
+    ("linear", [0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25]),
+    ("cosine", [0.25, 0.5, 0.75, 1, (1 + math.cos(math.pi / 4)) / 2, 0.5,
+                (1 + math.cos(3 * math.pi / 4)) / 2]),
+])
+def test_schedules_warm_up_and_end_at_zero(schedule, expected):
+    recipe = training.Recipe(epochs=7, warmup=3, schedule=schedule)
+    assert [training.lr_factor(recipe, 1, step) for step in range(7)] == pytest.approx(expected)
+    if schedule != "constant":
+        assert training.lr_factor(recipe, 1, 7) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("size", [12, 13])
+def test_processes_share_each_batch(size):
+    recipe = training.Recipe(batch_size=4, seed=5)
+    alone = list(training.EpochSampler(size, recipe, 0, 1))
+    shares = [list(training.EpochSampler(size, recipe, rank, 2)) for rank in range(2)]
+    assert sorted(index for batch in alone for index in batch) == list(range(size))
+    for batch, first, second in zip(alone, *shares, strict=True):
+        assert len(first) == len(second)
+        assert set(batch) <= set(first + second)
+    other = training.EpochSampler(size, recipe, 0, 1)
+    other.epoch = 1
+    assert list(other) != alone
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
+    with pytest.raises(UserError, match="lower --lr"):
+        fit(tmp_path, linear(), optimizer="sgd", lr=1e30, epochs=9)
+
+
+def test_a_finished_training_is_neither_overwritten_nor_mixed_with_another(tmp_path):
+    fit(tmp_path, linear())
+    with pytest.raises(UserError, match="holds a training already: give --resume"):
+        fit(tmp_path, linear())
+    with pytest.raises(UserError, match="trained with lr 0.1, not 0.2"):
+        fit(tmp_path, linear(), resume=True, lr=0.2)
+    (tmp_path / "out" / "last.pt").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="cannot resume from"):
+        fit(tmp_path, linear(), resume=True)
+
+
+# --- as a user runs it --------------------------------------------------------------------------
+
+HARD = ["--model", TINY, "--image-size", "32", "--epochs", "3", "--batch-size", "8",
+        "--augment", "rand", "flip", "--mixup", "0.4", "--ema", "0.9", "--optimizer", "sam",
+        "--sam-base", "adamw", "--workers", "2", "--drop-path", "0.1", "--device", "cpu"]
+
+
+def train_words(folder, out, *more):
+    return ["p1_vit_classify.py", "train", "--train", folder, "--val", folder, "--out", out, *more]
+
+
+def test_a_killed_run_resumes_to_exactly_the_same_weights(tmp_path):
+    folder = make_folder(tmp_path / "photos", 24)
+    whole = run_script(*train_words(folder, tmp_path / "whole", *HARD))
+    assert whole.returncode == 0, whole.stderr
+
+    words = [sys.executable, *map(str, train_words(folder, tmp_path / "killed", *HARD))]
+    words[1] = str(ROOT / words[1])
+    process = subprocess.Popen(words, env={**os.environ, **OFFLINE}, stderr=subprocess.PIPE,
+                               start_new_session=True)
+    seen = b""
+    while b"epoch 2/3" not in seen:  # the bar of the second epoch has appeared
+        read = os.read(process.stderr.fileno(), 4096)
+        assert read, seen.decode()
+        seen += read
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    with open(tmp_path / "killed" / "history.csv") as file:
+        assert len(list(csv.DictReader(file))) == 1, "it was killed in its second epoch"
+
+    resumed = run_script(*train_words(folder, tmp_path / "killed", *HARD, "--resume"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "after epoch 1" in resumed.stderr
+    states = [torch.load(tmp_path / name / "last.pt", weights_only=True)
+              for name in ("whole", "killed")]
+    for part in ("model", "ema"):
+        first, second = (state[part] for state in states)
+        assert first.keys() == second.keys() and len(first) > 50
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    assert [row["val_accuracy"] for row in states[0]["history"]] == [
+        row["val_accuracy"] for row in states[1]["history"]]
+    for name in ("best.safetensors", "last.safetensors", "history.csv", "curves.png"):
+        assert (tmp_path / "killed" / name).stat().st_size > 50
+
+
+SPY = """
+import os, sys, torch
+import p1_vit_classify, training
+fit = training.fit
+def spy(model, *rest):
+    history = fit(model, *rest)
+    torch.save(model.state_dict(), os.path.join(os.environ["SPY_OUT"], os.environ["RANK"] + ".pt"))
+    return history
+training.fit = spy
+sys.argv[0] = "p1_vit_classify.py"
+p1_vit_classify.run(p1_vit_classify.main)
+"""
+
+
+def test_two_processes_train_one_model(tmp_path):
+    train_folder = make_folder(tmp_path / "train", 8)
+    val_folder = make_folder(tmp_path / "val", 3, seed=1)  # 9 photos do not divide by 2
+    (tmp_path / "spy.py").write_text(SPY)
+    options = ["--model", TINY, "--image-size", "32", "--epochs", "2", "--batch-size", "8",
+               "--lr", "1e-3", "--val", val_folder, "--device", "cpu", "--precision", "fp32"]
+    words = ["train", "--train", train_folder, *options]
+    together = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(tmp_path / "spy.py"), *map(str, words), "--out", str(tmp_path / "two")],
+        env={**os.environ, **OFFLINE, "PYTHONPATH": str(ROOT), "SPY_OUT": str(tmp_path)},
+        capture_output=True, text=True, timeout=300)
+    assert together.returncode == 0, together.stderr
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
+
+    alone = run_script("p1_vit_classify.py", *words, "--out", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    histories = []
+    for name in ("two", "one"):
+        with open(tmp_path / name / "history.csv") as file:
+            histories.append(list(csv.DictReader(file)))
+    for two, one in zip(*histories, strict=True):
+        assert int(two["val_images"]) == 9
+        for key in ("train_loss", "val_loss"):
+            assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-3)
+
+    judged = run_script("p1_vit_classify.py", "eval", "--images", val_folder, "--precision", "fp32",
+                        "--checkpoint", tmp_path / "two" / "last.safetensors", "--device", "cpu")
+    result = json.loads(judged.stdout)
+    assert result["total"] == 9
+    assert result["correct"] == int(histories[0][-1]["val_correct"])
+    assert result["loss"] == pytest.approx(float(histories[0][-1]["val_loss"]), rel=5e-3)
