@@ -107,6 +107,33 @@ def find_names(folder: str | Path, path: str | Path | None) -> dict[str, str]:
     return read_names(found[0]) if found else {}
 
 
+def labelled_folders(
+    train: str | Path, val: str | Path | None, hold_out: bool, labels_csv: str | Path | None = None,
+    limit: int | None = None,
+) -> tuple[tuple[list[Path], list[str]], tuple[list[Path], list[str]]]:
+    """((train paths, labels), (val paths, labels)): val from its own folder, or every tenth of
+    train (``hold_out``), or empty."""
+    paths = list_images(train, limit)
+    labels = read_labels(paths, labels_csv)
+    if val:
+        val_paths = list_images(val, limit)
+        return (paths, labels), (val_paths, read_labels(val_paths, labels_csv))
+    if not hold_out:
+        return (paths, labels), ([], [])
+    parts = hold_out_tenth(paths, labels)
+    return tuple(([paths[i] for i in part], [labels[i] for i in part]) for part in parts)
+
+
+def class_indices(labels: Sequence[str], classes: Sequence[str], source: object) -> np.ndarray:
+    """Labels -> class indices (N,); UserError for a label that the model does not know."""
+    index = {label: i for i, label in enumerate(classes)}
+    unknown = sort_labels([label for label in labels if label not in index])
+    if unknown:
+        raise UserError(f"label {unknown[0]} in {source} is none of the model's {len(classes)} "
+                        f"labels ({classes[0]} … {classes[-1]}); another checkpoint is needed")
+    return np.array([index[label] for label in labels], dtype=np.int64)
+
+
 def check_images(paths: Sequence[Path]) -> None:
     """Decode every image once; UserError that names the first unreadable one.
 

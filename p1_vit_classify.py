@@ -26,6 +26,7 @@ from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
     UserError,
+    add_recipe_options,
     add_run_options,
     autocast,
     check_writable,
@@ -38,6 +39,7 @@ from utils import (
     resolve_device,
     resolve_precision,
     run,
+    share,
     warn,
     write_csv,
     write_json,
@@ -59,10 +61,7 @@ SHOWN = 20  # predictions that are printed with name and probability; the CSV ha
 
 
 def classify(classifier, paths, args, title="classify"):
-    """(readable paths, (N, classes) float32 probabilities, [(path, reason)] of the others).
-
-    Where the checkpoint says ``flip_average``, the photo's mirror image counts half.
-    """
+    """(readable paths, (N, classes) float32 probabilities, [(path, reason)] of the others)."""
     import torch
 
     transform = data.Transform.from_fields(classifier.preprocessing)
@@ -73,10 +72,9 @@ def classify(classifier, paths, args, title="classify"):
                                     lambda path, reason: unreadable.append((path, reason)))
         for names, pixels in batches:
             images = transform.normalize(torch.from_numpy(pixels).to(args.device))
-            views = [images, images.flip(3)] if classifier.flip_average else [images]
             with torch.inference_mode(), autocast(args.device, args.precision):
-                probabilities = [model(view).float().softmax(1) for view in views]
-            rows.append((sum(probabilities) / len(views)).cpu().numpy())
+                logits = model(images)
+            rows.append(logits.float().softmax(1).cpu().numpy())
             readable += names
             bar.update(len(names))
     none = np.zeros((0, len(classifier.classes)), np.float32)
@@ -87,21 +85,12 @@ def classify_with_all(classifiers, paths, args):
     """As ``classify``, with the mean of the classifiers' probabilities; some image is readable."""
     results = [classify(classifier, paths, args) for classifier in classifiers]
     readable, _, unreadable = results[0]
+    if not readable:
+        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
+                        .format(len(paths), *unreadable[0]))
     for path, reason in unreadable:
         warn(f"unreadable: {path}: {reason}")
-    if not readable:
-        raise UserError(f"none of the {len(paths)} images could be read; nothing was written")
     return readable, np.mean([probabilities for _, probabilities, _ in results], axis=0), unreadable
-
-
-def class_indices(labels, classes, source):
-    """Labels -> class indices (N,); UserError for a label that the model does not know."""
-    unknown = sorted(set(labels) - set(classes))
-    if unknown:
-        raise UserError(f"label {unknown[0]} in {source} is none of the model's {len(classes)} "
-                        f"labels ({classes[0]} … {classes[-1]}); another checkpoint is needed")
-    index = {label: i for i, label in enumerate(classes)}
-    return np.array([index[label] for label in labels])
 
 
 # --- commands -----------------------------------------------------------------------------------
@@ -143,9 +132,9 @@ def evaluate(args):
         check_writable(args.output)
     classifiers = load_classifiers(args)
     first = classifiers[0]
-    class_indices(list(labels.values()), first.classes, args.labels or args.images)
+    data.class_indices(list(labels.values()), first.classes, args.labels or args.images)
     readable, probabilities, unreadable = classify_with_all(classifiers, paths, args)
-    targets = class_indices([labels[path] for path in readable], first.classes, args.images)
+    targets = data.class_indices([labels[path] for path in readable], first.classes, args.images)
     confusion = accuracy.confusion_matrix(targets, probabilities.argmax(1), len(first.classes))
     names = [first.name_of(label) for label in first.classes]
     result = accuracy.summarize(probabilities, targets) | {
@@ -166,6 +155,13 @@ def evaluate(args):
             "Most confident errors", Path(args.figures) / "errors.png")
         for name in ("confusion.png", "errors.png"):
             warn(f"wrote {Path(args.figures) / name}")
+    if args.record:
+        if len(args.checkpoint) > 1:
+            raise UserError("--record takes one checkpoint, not an ensemble")
+        from models.checkpoint import record_measurement
+
+        kept = ("accuracy", "accuracy_95", "correct", "total", "loss", "precision")
+        record_measurement(args.checkpoint[0], args.record, {key: result[key] for key in kept})
     write_json(result, args.output)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
@@ -180,10 +176,11 @@ def train(args):
     import training
     from models.vit import build_classifier, save_classifier
 
-    (train_paths, train_labels), (val_paths, val_labels) = training_folders(args)
+    (train_paths, train_labels), (val_paths, val_labels) = data.labelled_folders(
+        args.train, args.val, args.hold_out, args.labels, args.limit)
     classes = data.sort_labels(train_labels)
-    targets = class_indices(train_labels, classes, args.train)
-    val_targets = class_indices(val_labels, classes, args.val)
+    targets = data.class_indices(train_labels, classes, args.train)
+    val_targets = data.class_indices(val_labels, classes, args.val)
     data.check_images(train_paths + val_paths)
     args.device = resolve_device(args.device)
     args.precision = resolve_precision(args.precision, args.device)
@@ -194,7 +191,6 @@ def train(args):
         args.model, classes, names, image_size=args.image_size, num_heads=args.num_heads,
         drop_path=args.drop_path, resize=args.resize, crop_pct=args.crop_pct,
         pretrained=pretrained and not args.weights, weights=args.weights if pretrained else None)
-    classifier.flip_average = args.flip_average
     model = classifier.model
     if args.freeze:
         model.requires_grad_(False)
@@ -256,19 +252,6 @@ def train(args):
     return history
 
 
-def training_folders(args):
-    """((train paths, labels), (val paths, labels)); val may be held out of train, or empty."""
-    paths = data.list_images(args.train, args.limit)
-    labels = data.read_labels(paths, args.labels)
-    if args.val:
-        val_paths = data.list_images(args.val, args.limit)
-        return (paths, labels), (val_paths, data.read_labels(val_paths, args.labels))
-    if not args.hold_out:
-        return (paths, labels), ([], [])
-    split = data.hold_out_tenth(paths, labels)
-    return tuple(([paths[i] for i in part], [labels[i] for i in part]) for part in split)
-
-
 def sweep(args):
     """Train once for each combination of the varied options; one table and one figure."""
     settings = combinations(args.vary)
@@ -304,13 +287,15 @@ def combinations(vary):
 def setting_arguments(args, setting):
     """The arguments of ``train`` for one setting of a sweep, parsed as if they were typed."""
     folder = "_".join(f"{key}-{value}" for key, value in setting.items()).replace("/", "-")
-    words = ["train", "--train", args.train, "--out", str(Path(args.out) / folder)]
+    parser = ArgumentParser(prog="p1_vit_classify.py sweep")
+    add_training_options(parser)
+    words = ["--train", args.train, "--out", str(Path(args.out) / folder)]
     for key, value in setting.items():
         if value in ("true", "false"):
             words.append(f"--{key}" if value == "true" else f"--no-{key}")
         else:
             words += [f"--{key}", *value.split("+")]
-    return make_parser().parse_args(words, argparse.Namespace(**vars(args)))
+    return parser.parse_args(words, argparse.Namespace(**vars(args)))
 
 
 def sweep_result(history):
@@ -358,7 +343,6 @@ def add_training_options(parser):
     parser.add_argument("--names", metavar="JSON",
                         help="label to name (default: id2label.json in --train or beside it)")
     parser.add_argument("--about", metavar="TEXT", help="data and licence, kept in the checkpoint")
-    parser.add_argument("--resume", action="store_true", help="continue the training in --out")
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME",
@@ -370,46 +354,21 @@ def add_training_options(parser):
                        help="input side; the position embedding is resampled to it")
     model.add_argument("--resize", choices=("crop", "squash"), default="crop",
                        help="centre crop, or the whole photo made square")
-    model.add_argument("--crop-pct", type=fraction_or_one, metavar="SHARE",
+    model.add_argument("--crop-pct", type=share, metavar="SHARE",
                        help="share of the shorter side that the centre crop keeps")
     model.add_argument("--num-heads", type=positive_int, metavar="N", help="heads a layer")
-    model.add_argument("--drop-path", type=fraction, default=0.0, help="stochastic depth")
+    model.add_argument("--drop-path", type=fraction, default=0.0, metavar="RATE",
+                       help="stochastic depth")
     model.add_argument("--freeze", action="store_true", help="train the head only")
-    model.add_argument("--flip-average", action="store_true",
-                       help="judge a photo by itself and its mirror image, here and later")
 
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=positive_int, default=10)
-    recipe.add_argument("--optimizer", choices=("adam", "adamw", "sgd", "sam"), default="adamw")
-    recipe.add_argument("--sam-base", choices=("adam", "adamw", "sgd"), default="sgd")
-    recipe.add_argument("--sam-rho", type=non_negative, default=0.05)
-    recipe.add_argument("--momentum", type=fraction, default=0.9, help="of sgd")
-    recipe.add_argument("--lr", type=non_negative, default=1e-4)
-    recipe.add_argument("--layer-decay", type=fraction_or_one, default=1.0,
+    recipe = add_recipe_options(parser)
+    recipe.add_argument("--layer-decay", type=share, default=1.0, metavar="FACTOR",
                         help="each layer's lr is this times that of the layer above")
-    recipe.add_argument("--weight-decay", type=non_negative, default=0.05,
-                        help="not on norms, biases and position embedding")
-    recipe.add_argument("--schedule", choices=("constant", "cosine", "linear"), default="cosine")
-    recipe.add_argument("--warmup", type=non_negative, default=1.0, help="epochs")
-    recipe.add_argument("--accumulate", type=positive_int, default=1, metavar="N",
-                        help="compute each batch in N parts")
-    recipe.add_argument("--clip-norm", type=non_negative, default=1.0,
-                        help="largest gradient norm; 0 for no clipping")
     recipe.add_argument("--augment", nargs="+", choices=data.AUGMENTATIONS, metavar="NAME",
-                        default=["crop", "flip"], help=" ".join(data.AUGMENTATIONS))
-    recipe.add_argument("--label-smoothing", type=fraction, default=0.1)
-    recipe.add_argument("--mixup", type=non_negative, default=0.0, metavar="ALPHA")
-    recipe.add_argument("--ema", type=fraction, default=0.0, metavar="DECAY",
-                        help="judge and keep the moving average of the weights")
-    recipe.add_argument("--workers", type=int, default=2, help="processes that read photos")
-
-
-def fraction_or_one(text):
-    """argparse type: a number above 0, up to 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
-    return value
+                        default=["crop", "flip"],
+                        help="any of " + " ".join(data.AUGMENTATIONS))
+    recipe.add_argument("--mixup", type=non_negative, default=0.0, metavar="ALPHA",
+                        help="mix photos in pairs by a Beta(ALPHA, ALPHA) share; 0 for none")
 
 
 def make_parser():
@@ -423,15 +382,19 @@ def make_parser():
         return command
 
     predicting = add("predict", predict, 32, "label a folder of photos: a CSV filename,label")
-    predicting.add_argument("--output", required=True, metavar="CSV")
+    predicting.add_argument("--output", required=True, metavar="CSV",
+                            help="file to write, whole or not at all")
     evaluating = add("eval", evaluate, 32, "loss and accuracy on labelled photos, as JSON")
     evaluating.add_argument("--labels", metavar="CSV", help="filename,label; else names carry it")
     evaluating.add_argument("--figures", metavar="DIR", help="confusion matrix and worst errors")
     evaluating.add_argument("--errors", type=positive_int, default=16, metavar="N",
                             help="how many errors the figure shows")
+    evaluating.add_argument("--record", metavar="NAME",
+                            help="write the result into the checkpoint, as measured on NAME")
     evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
     for command in (predicting, evaluating):
-        command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR")
+        command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
+                             help="folder of photos, without its subfolders")
         command.add_argument("--checkpoint", nargs="+", default=[str(CHECKPOINT)], metavar="FILE",
                              help="several: their mean probability")
     add_training_options(add("train", train, 32, "fine-tune a ViT, or train one from scratch"))

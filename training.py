@@ -23,9 +23,6 @@ from pytorch_optimizer import SAM
 from timm.utils import ModelEmaV3
 from torch import nn
 
-OPTIMIZERS = ("adam", "adamw", "sgd", "sam")
-SCHEDULES = ("constant", "cosine", "linear")
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -112,7 +109,7 @@ def fit(
         loader = torch.utils.data.DataLoader(
             task.dataset, batch_sampler=sampler, num_workers=recipe.workers)
         started = time.perf_counter()
-        row = {"epoch": epoch + 1, "lr": _highest_lr(optimizer)}
+        row = {"epoch": epoch + 1}
         row |= _train_epoch(trained, loader, optimizer, schedule, ema, task, recipe, accelerator,
                             f"epoch {epoch + 1}/{recipe.epochs}")
         seconds = time.perf_counter() - started
@@ -171,6 +168,7 @@ def _train_epoch(
                 optimizer.second_step()
             else:
                 optimizer.step()
+            lr = max(group["lr"] for group in optimizer.param_groups)
             schedule.step()
             if ema is not None:
                 ema.update(accelerator.unwrap_model(model), step=schedule.last_epoch)
@@ -180,10 +178,10 @@ def _train_epoch(
                 total += torch.tensor([loss * images, correct, images])
             done = total[2].item()
             bar.set_postfix_str(f"loss {total[0] / done:.3f} acc {total[1] / done:.3f} "
-                                f"lr {_highest_lr(optimizer):.1e}", refresh=False)
+                                f"lr {lr:.1e}", refresh=False)
             bar.update(sum(images for _, _, images in results) * accelerator.num_processes)
     total = accelerator.reduce(total.to(accelerator.device), "sum")
-    return {"train_loss": (total[0] / total[2]).item(),
+    return {"lr": lr, "train_loss": (total[0] / total[2]).item(),
             "train_accuracy": (total[1] / total[2]).item()}
 
 
@@ -213,10 +211,6 @@ def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sam":
         return SAM(groups, classes[base], rho=recipe.sam_rho, **options)
     return classes[base](groups, **options)
-
-
-def _highest_lr(optimizer: torch.optim.Optimizer) -> float:
-    return max(group["lr"] for group in optimizer.param_groups)
 
 
 def lr_factor(recipe: Recipe, steps_an_epoch: int, step: int) -> float:

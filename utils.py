@@ -32,7 +32,7 @@ class _HelpFormatter(
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # argparse adds a default only where there is help text, and would print "None" and "False".
-        hidden = action.default in (None, False, argparse.SUPPRESS)
+        hidden = action.default is None or action.default is False
         return action.help if hidden else super()._get_help_string(action)
 
 
@@ -71,6 +71,14 @@ def non_negative(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """argparse type: a number above 0, up to 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    return value
+
+
 def add_run_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
     """The options that every command has."""
     group = parser.add_argument_group("run")
@@ -83,6 +91,41 @@ def add_run_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument("--limit", type=positive_int, metavar="N",
                        help="use only N images, spread over the folder")
     group.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The options behind ``training.Recipe``, and --resume; returns the group for more of them."""
+    group = parser.add_argument_group("recipe")
+    group.add_argument("--epochs", type=positive_int, default=10, metavar="N",
+                       help="passes over the photos")
+    group.add_argument("--optimizer", choices=("adam", "adamw", "sgd", "sam"), default="adamw",
+                       help="sam: sharpness-aware minimization over --sam-base")
+    group.add_argument("--sam-base", choices=("adam", "adamw", "sgd"), default="sgd",
+                       help="the optimizer that takes sam's second step")
+    group.add_argument("--sam-rho", type=non_negative, default=0.05, metavar="RHO",
+                       help="how far sam climbs")
+    group.add_argument("--momentum", type=fraction, default=0.9, metavar="M",
+                       help="of sgd")
+    group.add_argument("--lr", type=non_negative, default=1e-4, metavar="RATE",
+                       help="highest learning rate")
+    group.add_argument("--weight-decay", type=non_negative, default=0.05, metavar="W",
+                       help="not on norms, biases and position embedding")
+    group.add_argument("--schedule", choices=("constant", "cosine", "linear"), default="cosine",
+                       help="what follows the warm-up; cosine and linear end at 0")
+    group.add_argument("--warmup", type=non_negative, default=1.0, metavar="EPOCHS",
+                       help="how long the learning rate rises")
+    group.add_argument("--accumulate", type=positive_int, default=1, metavar="N",
+                       help="compute each batch in N parts")
+    group.add_argument("--clip-norm", type=non_negative, default=1.0, metavar="NORM",
+                       help="largest gradient norm; 0 for no clipping")
+    group.add_argument("--label-smoothing", type=fraction, default=0.1, metavar="SHARE",
+                       help="of the target given to all classes alike")
+    group.add_argument("--ema", type=fraction, default=0.0, metavar="DECAY",
+                       help="judge and keep the moving average of the weights; 0 for none")
+    group.add_argument("--workers", type=int, choices=range(65), default=2, metavar="N",
+                       help="processes that read photos; 0 reads in the main one")
+    group.add_argument("--resume", action="store_true", help="continue the training in --out")
+    return group
 
 
 def one_line(message: object) -> str:

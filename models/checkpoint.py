@@ -37,6 +37,13 @@ def save_checkpoint(
         save_file(stored, temporary, metadata={"format": "pt", "checkpoint": text})
 
 
+def record_measurement(path: str | Path, data_name: str, result: dict) -> None:
+    """Write what was measured on ``data_name`` into the checkpoint's own metadata."""
+    tensors, metadata = read_tensors(path)
+    metadata["measured"] = {**metadata.get("measured", {}), data_name: result}
+    save_checkpoint(path, tensors, metadata)
+
+
 def load_checkpoint(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
     """(tensors, metadata) of a checkpoint of ours. UserError where it is none, or another kind."""
     tensors, metadata = read_tensors(path)

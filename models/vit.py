@@ -26,7 +26,6 @@ class Classifier:
     names: dict[str, str]  # label -> readable name, where known
     architecture: dict  # {"name", "args"}: what timm.create_model is called with
     metadata: dict
-    flip_average: bool = False  # the mean over a photo and its mirror image is the prediction
 
     def with_model(self, model: VisionTransformer) -> Classifier:
         """The same classifier around other weights, such as an average's."""
@@ -81,7 +80,6 @@ def save_classifier(path: str | Path, classifier: Classifier, **metadata) -> Non
         "classes": classifier.classes,
         "names": classifier.names,
         "preprocessing": classifier.preprocessing,
-        "flip_average": classifier.flip_average,
         **metadata,
     }
     save_checkpoint(path, classifier.model.state_dict(), described)
@@ -100,8 +98,7 @@ def load_classifier(path: str | Path) -> Classifier:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
     load_strict(model, tensors, path)
-    return Classifier(model.eval(), preprocessing, classes, names, architecture, metadata,
-                      bool(metadata.get("flip_average")))
+    return Classifier(model.eval(), preprocessing, classes, names, architecture, metadata)
 
 
 def _check_arguments(name: str, image_size: int | None, num_heads: int | None) -> None:
