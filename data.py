@@ -54,6 +54,26 @@ def list_images(folder: str | Path, limit: int | None = None) -> list[Path]:
     return [paths[i * len(paths) // limit] for i in range(limit)]
 
 
+def image_paths(words: Sequence[str | Path], limit: int | None = None) -> list[Path]:
+    """``--images FILE… | DIR``: the files as given, or the images of the one folder."""
+    paths = [Path(word) for word in words]
+    if len(paths) == 1 and not paths[0].is_file():
+        return list_images(paths[0], limit)
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} is no file; --images takes image files, or one folder")
+    return paths[:limit]
+
+
+def refuse_equal_stems(paths: Sequence[Path]) -> None:
+    """UserError where two images would be written under one name."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        other = seen.setdefault(path.stem, path)
+        if other is not path:
+            raise UserError(f"{other.name} and {path.name} would both be {path.stem}; rename one")
+
+
 def label_from_name(path: Path) -> str:
     """``<label>_<anything>.<ext>`` -> label."""
     label, separator, _ = path.name.partition("_")

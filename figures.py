@@ -6,7 +6,9 @@ readers.
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +21,14 @@ from utils import whole_file  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
+from PIL import Image  # noqa: E402
 
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+# A name in Chinese, Japanese or Korean is drawn where one of these is installed, else as boxes.
+FONTS = ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei",
+         "Microsoft YaHei", "Hiragino Sans", "Yu Gothic"]
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 plt.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 150, "font.size": 9})
 
 
@@ -74,8 +82,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> Non
         axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=6.5,
                   color="white" if light else "black")
     ticks = np.arange(classes)
-    axes.set_xticks(ticks, [name.replace("_", " ") for name in names], rotation=90, fontsize=7)
-    axes.set_yticks(ticks, [name.replace("_", " ") for name in names], fontsize=7)
+    axes.set_xticks(ticks, names, rotation=90, fontsize=7)
+    axes.set_yticks(ticks, names, fontsize=7)
     axes.set(xlabel="predicted", ylabel="true",
              title=f"Confusion: {int(np.trace(matrix))} of {int(matrix.sum())} right")
     figure.colorbar(image, ax=axes, label="photos (errors only)", shrink=0.6,
@@ -94,4 +102,144 @@ def gallery(images: Sequence, titles: Sequence[str], heading: str, path: str | P
         axes.imshow(image)
         axes.set_title(title, fontsize=7.5)
     figure.suptitle(heading if len(images) else f"{heading}: none", fontsize=11)
+    save(figure, path)
+
+
+# --- maps over photos ---------------------------------------------------------------------------
+
+SEQUENTIAL = "viridis"
+
+
+def scale_top(heat: np.ndarray) -> float:
+    """The value shown in the brightest colour: the map's 97th percentile.
+
+    Up to that colours run from 0. A few patches that serve a ViT as registers (Darcet et al. 2024),
+    often the corners, draw many times what the others do; a scale up to them would show them alone.
+    """
+    return float(np.nanpercentile(heat, 97)) or float(np.nanmax(heat)) or 1.0
+
+
+def lay_back(
+    grid: np.ndarray, box: tuple[float, float, float, float], width: int, height: int
+) -> np.ndarray:
+    """A map (rows, cols) over the part of a photo that the model saw -> (height, width), smooth.
+
+    ``box`` (left, top, right, bottom) in the photo's pixels; it may reach beyond the photo where
+    that was padded. What the model never saw is nan.
+    """
+    rows, cols = grid.shape
+    left, top, right, bottom = box
+    x_scale, y_scale = cols / (right - left), rows / (bottom - top)
+    values = Image.fromarray(np.ascontiguousarray(grid, dtype=np.float32)).transform(
+        (width, height), Image.Transform.AFFINE,
+        (x_scale, 0, -left * x_scale, 0, y_scale, -top * y_scale), Image.Resampling.BICUBIC)
+    values = np.clip(np.asarray(values), grid.min(), grid.max())  # bicubic overshoots
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    seen = ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))[None]
+    return np.where(seen, values, np.nan)
+
+
+def overlay(photo: Image.Image, heat: np.ndarray) -> np.ndarray:
+    """The photo under its heat (``lay_back``), (H, W, 3) uint8; what was never seen is grey.
+
+    The heat covers more where it is high, so that the photo stays recognisable elsewhere.
+    """
+    pixels = np.asarray(photo, dtype=np.float64) / 255
+    unseen = np.isnan(heat)
+    strength = np.clip(np.nan_to_num(heat) / scale_top(heat), 0, 1)
+    alpha = (0.35 + 0.4 * strength)[..., None]
+    mixed = (1 - alpha) * pixels + alpha * matplotlib.colormaps[SEQUENTIAL](strength)[..., :3]
+    grey = 0.55 + 0.25 * pixels.mean(-1, keepdims=True)
+    return (np.where(unseen[..., None], grey, mixed) * 255 + 0.5).astype(np.uint8)
+
+
+def for_display(
+    photo: Image.Image, box: tuple[float, float, float, float], side: int = 480
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """Photo and box scaled so that the longer side is ``side``: a thin or huge photo stays legible
+    and cheap."""
+    scale = side / max(photo.size)
+    width, height = (max(round(length * scale), 1) for length in photo.size)
+    x, y = width / photo.width, height / photo.height
+    return photo.resize((width, height)), (box[0] * x, box[1] * y, box[2] * x, box[3] * y)
+
+
+def attention_panel(
+    photo: Image.Image, maps: np.ndarray, box: tuple[float, float, float, float],
+    title: str, quantity: str, path: str | Path,
+) -> np.ndarray:
+    """Original, map and overlay side by side; several maps (heads) as a sheet of overlays.
+
+    ``maps`` (heads or 1, rows, cols). Returns the (first) overlay for a sheet of many photos.
+    """
+    photo, box = for_display(photo, box)
+    heats = [lay_back(grid, box, *photo.size) for grid in maps]
+    overlays = [overlay(photo, heat) for heat in heats]
+    if len(maps) == 1:
+        figure, axes = plt.subplots(1, 3, figsize=(10, 3.9))
+        axes[0].imshow(photo)
+        axes[1].set_facecolor("0.7")
+        shown = axes[1].imshow(heats[0], cmap=SEQUENTIAL, vmin=0, vmax=scale_top(heats[0]))
+        axes[2].imshow(overlays[0])
+        figure.colorbar(shown, ax=axes, label=quantity, shrink=0.8, extend="max")
+        names = ("photo", "map", "overlay (grey: not seen by the model)"
+                 if np.isnan(heats[0]).any() else "overlay")
+    else:
+        columns = min(len(maps) + 1, 4)
+        figure, axes = plt.subplots(-(-(len(maps) + 1) // columns), columns, squeeze=False,
+                                    figsize=(2.7 * columns, 2.9 * -(-(len(maps) + 1) // columns)))
+        axes = axes.flatten()
+        for cell, picture in zip(axes, [photo, *overlays], strict=False):
+            cell.imshow(picture)
+        names = ("photo", *(f"head {head}" for head in range(len(maps))))
+    for cell in axes:
+        cell.set(xticks=[], yticks=[])
+        cell.set_frame_on(False)
+    for cell, name in zip(axes, names, strict=False):
+        cell.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10, fontfamily=FONTS, parse_math=False)
+    save(figure, path)
+    return overlays[0]
+
+
+# --- position embeddings ------------------------------------------------------------------------
+
+
+def position_tiles(
+    similarities: dict[str, tuple[np.ndarray, tuple[int, int]]],
+    by_distance: dict[str, dict[int, float]], path: str | Path,
+) -> None:
+    """For each named model a tile for each patch, at the patch's place in the grid, and at the
+    right the mean similarity by distance.
+
+    ``similarities``: name -> ((patches, patches) from -1 to 1, (rows, cols)).
+    """
+    count = len(similarities)
+    figure, axes = plt.subplots(1, count + 1, figsize=(5.6 * count + 3.4, 5.6),
+                                width_ratios=[5.6] * count + [3.0])
+    for cell, (name, (similarity, grid)) in zip(axes, similarities.items(), strict=False):
+        rows, cols = grid
+        tiles = np.full((rows * (rows + 1) - 1, cols * (cols + 1) - 1), np.nan)
+        for patch, tile in enumerate(similarity.reshape(-1, rows, cols)):
+            top, left = (rows + 1) * (patch // cols), (cols + 1) * (patch % cols)
+            tiles[top:top + rows, left:left + cols] = tile
+        shown = cell.imshow(tiles, cmap=SEQUENTIAL, vmin=-1, vmax=1, interpolation="nearest")
+        for axis, length in ((cell.xaxis, cols), (cell.yaxis, rows)):
+            step = -(-length // 14)
+            places = np.arange(0, length, step)
+            axis.set_ticks(places * (length + 1) + (length - 1) / 2, [str(p + 1) for p in places],
+                           fontsize=7)
+        cell.set(xlabel="input patch column", ylabel="input patch row")
+        cell.set_title(name, fontsize=10, parse_math=False)
+        cell.tick_params(length=0)
+        cell.set_frame_on(False)
+    figure.colorbar(shown, ax=axes[:-1], label="cosine similarity", shrink=0.7, pad=0.01)
+    for number, (name, values) in enumerate(by_distance.items()):
+        axes[-1].plot(list(values), list(values.values()), "os^Dv"[number % 5] + "-", markersize=3,
+                      color=LINES[number % len(LINES)], label=name)
+    axes[-1].set(xlabel="distance (patches)", ylabel="mean cosine similarity", ylim=(-1, 1))
+    axes[-1].set_title("by distance", fontsize=10)
+    axes[-1].grid(alpha=0.3)
+    if count > 1:
+        axes[-1].legend(fontsize=7)
     save(figure, path)

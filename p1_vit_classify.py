@@ -136,10 +136,11 @@ def evaluate(args):
     readable, probabilities, unreadable = classify_with_all(classifiers, paths, args)
     targets = data.class_indices([labels[path] for path in readable], first.classes, args.images)
     confusion = accuracy.confusion_matrix(targets, probabilities.argmax(1), len(first.classes))
-    names = [first.name_of(label) for label in first.classes]
+    names = [first.name_of(label).replace("_", " ") for label in first.classes]
     result = accuracy.summarize(probabilities, targets) | {
-        "per_class": {names[i]: [int(row[i]), int(row.sum())] for i, row in enumerate(confusion)
-                      if row.sum()},
+        "per_class": {first.classes[i]: {"name": names[i], "correct": int(row[i]),
+                                         "total": int(row.sum())}
+                      for i, row in enumerate(confusion) if row.sum()},
         "checkpoints": [str(path) for path in args.checkpoint],
         "image_sizes": [classifier.preprocessing["size"] for classifier in classifiers],
         "images": str(args.images),

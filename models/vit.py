@@ -6,8 +6,9 @@ import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utils import UserError, one_line
+from utils import UserError, one_line, warn
 
+import numpy as np
 import timm
 import torch
 from timm.data import resolve_model_data_config
@@ -26,6 +27,14 @@ class Classifier:
     names: dict[str, str]  # label -> readable name, where known
     architecture: dict  # {"name", "args"}: what timm.create_model is called with
     metadata: dict
+
+    def index_of(self, label: str) -> int:
+        """The logit of a label or of a readable name; UserError where there is none."""
+        for index, known in enumerate(self.classes):
+            if label in (known, self.name_of(known)):
+                return index
+        raise UserError(f"the model has no class {label}; it has for example "
+                        f"{', '.join(self.name_of(known) for known in self.classes[:4])}")
 
     def with_model(self, model: VisionTransformer) -> Classifier:
         """The same classifier around other weights, such as an average's."""
@@ -61,11 +70,8 @@ def build_classifier(
     _check_arguments(name, image_size, num_heads)
     model = _create(name, pretrained, num_classes=len(classes), **args)
     config = resolve_model_data_config(model)
-    preprocessing = {
-        "size": model.patch_embed.img_size, "mean": config["mean"], "std": config["std"],
-        "resize": resize, "crop_pct": crop_pct or config["crop_pct"],
-        "interpolation": config["interpolation"],
-    }
+    preprocessing = _preprocessing(model, config, resize=resize,
+                                   crop_pct=crop_pct or config["crop_pct"])
     if weights is not None:
         _load_body(model, weights, classes)
     architecture = {"name": name, "args": {**args, "img_size": preprocessing["size"]}}
@@ -101,10 +107,59 @@ def load_classifier(path: str | Path) -> Classifier:
     return Classifier(model.eval(), preprocessing, classes, names, architecture, metadata)
 
 
+def open_vit(
+    source: str | Path, pretrained: bool = False, weights: str | Path | None = None
+) -> Classifier:
+    """A ViT to look into, with its own head: a checkpoint of ours, or any name of timm's.
+
+    A name comes with timm's weights (``pretrained``), a file's, or, with a warning, random ones.
+    """
+    if Path(source).is_file() or Path(source).suffix in (".safetensors", ".pth", ".bin"):
+        return load_classifier(source)
+    model = _create(str(source), pretrained and weights is None)
+    if weights is not None:
+        load_strict(model, checkpoint_filter_fn(read_tensors(weights)[0], model), weights)
+    elif not pretrained:
+        warn(f"{source} has random weights: give --pretrained or --weights FILE")
+    config = resolve_model_data_config(model)
+    classes = [str(index) for index in range(model.num_classes)]
+    names = {}
+    if model.num_classes == 1000:
+        imagenet = timm.data.ImageNetInfo()
+        names = {label: imagenet.index_to_description(int(label)) for label in classes}
+    return Classifier(model.eval(), _preprocessing(model, config), classes, names,
+                      {"name": str(source), "args": {}}, {})
+
+
+def _preprocessing(model: VisionTransformer, config: dict, **changes) -> dict:
+    return {"size": model.patch_embed.img_size, "mean": config["mean"], "std": config["std"],
+            "resize": "crop", "crop_pct": config["crop_pct"],
+            "interpolation": config["interpolation"], **changes}
+
+
+def _probe(name: str) -> VisionTransformer:
+    """The model on the meta device: its shape without its memory. UserError for an unknown name or
+    a model of another family."""
+    if not timm.is_model(name):
+        known = timm.list_models(module="vision_transformer")
+        close = difflib.get_close_matches(name, known, 4, 0) or known[:4]
+        raise UserError(f"timm knows no vision transformer {name}; the nearest names are "
+                        f"{', '.join(close)}")
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+    except RuntimeError as error:  # name.tag with a tag that timm does not know
+        raise UserError(f"{name}: {one_line(error)}") from None
+    if not isinstance(model, VisionTransformer):
+        rotary = getattr(model, "pos_embed", None) is None and hasattr(model, "rope")
+        raise UserError(f"{name} is a {type(model).__name__}{' with rotary positions' * rotary}, "
+                        "not of timm's VisionTransformer family")
+    return model
+
+
 def _check_arguments(name: str, image_size: int | None, num_heads: int | None) -> None:
     """Refuse what timm would answer with an assertion, or not at all."""
-    with torch.device("meta"):  # shapes without memory
-        model = _create(name, False)
+    model = _probe(name)
     width, patch = model.embed_dim, model.patch_embed.patch_size
     if num_heads and width % num_heads:
         divisors = [n for n in range(1, width + 1) if width % n == 0 and width // n >= 8]
@@ -116,24 +171,16 @@ def _check_arguments(name: str, image_size: int | None, num_heads: int | None) -
 
 
 def _create(name: str, pretrained: bool, **args) -> VisionTransformer:
-    if not timm.is_model(name):
-        known = timm.list_models(module="vision_transformer")
-        close = difflib.get_close_matches(name, known, 4, 0) or known[:4]
-        raise UserError(f"timm knows no vision transformer {name}; the nearest names are "
-                        f"{', '.join(close)}")
+    _probe(name)
     try:
-        model = timm.create_model(name, pretrained=pretrained, **args)
-    except (OSError, RuntimeError) as error:  # hub and network errors are OSErrors, bad tags not
+        return timm.create_model(name, pretrained=pretrained, **args)
+    except (OSError, RuntimeError) as error:  # what hubs and networks raise
         if not pretrained:
             raise
         raise UserError(f"could not fetch the pretrained weights of {name} (no network?): "
                         f"{one_line(error)[:200]}; give a file with --weights") from None
     except TypeError as error:
         raise UserError(f"{name} does not take these arguments: {one_line(error)}") from None
-    if not isinstance(model, VisionTransformer):
-        raise UserError(f"{name} is a {type(model).__name__}, not a vision transformer of timm's "
-                        "VisionTransformer family")
-    return model
 
 
 def _load_body(model: VisionTransformer, path: str | Path, classes: list[str]) -> None:
@@ -146,3 +193,33 @@ def _load_body(model: VisionTransformer, path: str | Path, classes: list[str]) -
         fresh = {key: value for key, value in model.state_dict().items() if key.startswith(heads)}
         tensors.update(fresh)
     load_strict(model, tensors, path)
+
+
+# --- position embeddings ------------------------------------------------------------------------
+
+
+def position_embedding(
+    source: str | Path, pretrained: bool = False, weights: str | Path | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """((patches, C), (rows, cols)): what ``source`` adds to its patches, prefix tokens left out.
+
+    Raises UserError for a model without, such as one that knows positions by rotation of queries
+    and keys alone.
+    """
+    model = open_vit(source, pretrained, weights).model
+    embedding, grid = model.pos_embed, tuple(model.patch_embed.grid_size)
+    if embedding is None:
+        raise UserError(f"{source} has no position embedding to draw")
+    count = grid[0] * grid[1]
+    flat = embedding.detach().float().reshape(-1, embedding.shape[-1])
+    if not 0 <= len(flat) - count <= 16:
+        raise UserError(f"{source} has {len(flat)} position embeddings for {count} patches")
+    return flat[len(flat) - count:].numpy(), grid  # class, distillation and register tokens lead
+
+
+def sincos2d(like: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The fixed two-dimensional sine-cosine embedding on ``grid``, as wide as ``like``
+    (patches, C); a C that does not divide by 4 is rounded up."""
+    width = -(-like.shape[1] // 4) * 4
+    embedding = timm.layers.build_sincos2d_pos_embed(list(grid), dim=width)
+    return embedding.float().numpy(), grid

@@ -62,7 +62,7 @@ def test_a_head_is_kept_only_over_the_same_classes(checkpoint):
 
 @pytest.mark.parametrize("name, options, message", [
     ("vit_of_nobody", {}, "timm knows no vision transformer vit_of_nobody; the nearest .* vit_"),
-    ("resnet18", {}, "resnet18 is a ResNet, not a vision transformer"),
+    ("resnet18", {}, "resnet18 is a ResNet, not of timm's"),
     (TINY, {"num_heads": 5}, "--num-heads 5 does not divide test_vit's width of 64"),
     (TINY, {"image_size": 50}, "--image-size 50 is no multiple .* try 48"),
     (TINY, {"weights": "nowhere.pth"}, "nowhere.pth does not exist"),

@@ -1,0 +1,218 @@
+"""Attention of timm's vision transformers, captured exactly, and three maps made from it.
+
+timm computes attention in a fused kernel that never holds the probabilities, so hooks stay silent.
+Here they are computed again, in float32, from the input of the layers that were asked for, while
+the model itself runs as always. Gradients, which only ``relevance`` needs, are taken with the fused
+kernel switched off for that one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from utils import UserError
+
+import torch
+from timm.models.vision_transformer import Attention, VisionTransformer
+
+METHODS = ("last", "rollout", "relevance")
+
+
+@contextmanager
+def capture_attention(
+    model: VisionTransformer, layers: Sequence[int], queries: slice = slice(None)
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Within the block each forward pass fills ``{layer: (B, heads, queries, tokens)}``.
+
+    Probabilities after the softmax, float32, on the CPU; rows sum to 1. ``queries=slice(1)`` takes
+    the class token's row alone and costs next to nothing. Negative layers count from the last.
+    Raises RuntimeError for a map that is not finite, whose rows do not sum to 1, or that was never
+    captured; UserError for a layer that the model does not have. No hook outlives the block.
+    """
+    maps: dict[int, torch.Tensor] = {}
+    with ExitStack() as hooks:
+        for layer in layers:
+            attention = _attention_of(model, layer)
+
+            def recompute(module, inputs, options, layer=layer):
+                maps[layer] = _checked(_probabilities(module, inputs[0], options, queries), layer)
+
+            handle = attention.register_forward_pre_hook(recompute, with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield maps
+    missing = [layer for layer in layers if layer not in maps]
+    if missing:
+        raise RuntimeError(f"attention of layers {missing} was not captured: no forward pass ran")
+
+
+@contextmanager
+def _attention_with_graph(model: VisionTransformer) -> Iterator[list[torch.Tensor]]:
+    """Within the block a forward pass fills the list with each layer's (B, heads, tokens, tokens)
+    as it is in the graph, with ``retain_grad``; fused kernels are off until the block ends."""
+    maps: list[torch.Tensor] = []
+
+    def keep(module, inputs, output):
+        maps.append(output)
+
+    with ExitStack() as undo:
+        for layer in range(len(model.blocks)):
+            attention = _attention_of(model, layer)
+            undo.callback(setattr, attention, "fused_attn", attention.fused_attn)
+            attention.fused_attn = False
+            undo.callback(attention.attn_drop.register_forward_hook(keep).remove)
+        yield maps
+
+
+def _attention_of(model: VisionTransformer, layer: int) -> Attention:
+    count = len(model.blocks)
+    if not -count <= layer < count:
+        raise UserError(f"layer {layer} does not exist: the model has layers 0 to {count - 1} "
+                        f"(or -{count} to -1)")
+    attention = getattr(model.blocks[layer], "attn", None)
+    if not isinstance(attention, Attention):
+        kind = type(model.blocks[layer]).__name__
+        raise UserError(f"attention cannot be read from a {kind}: only timm's standard attention")
+    return attention
+
+
+@torch.no_grad()
+def _probabilities(
+    module: Attention, x: torch.Tensor, options: dict, queries: slice
+) -> torch.Tensor:
+    """softmax(q k^T / sqrt(head_dim)) in float32: (B, heads, queries, tokens)."""
+    if options.get("attn_mask") is not None or options.get("is_causal"):
+        raise UserError("attention with a mask is not supported")
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        weights = module.qkv.weight.float().chunk(3)
+        biases = [None] * 3 if module.qkv.bias is None else module.qkv.bias.float().chunk(3)
+
+        def project(x, part, norm):  # (B, N, C) -> (B, heads, N, head_dim)
+            heads = torch.nn.functional.linear(x, weights[part], biases[part])
+            heads = heads.unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2)
+            return norm(heads)
+
+        q = project(x[:, queries], 0, module.q_norm)
+        k = project(x, 1, module.k_norm)
+        return (q.float() * module.scale @ k.float().transpose(-2, -1)).softmax(-1)
+
+
+def _checked(maps: torch.Tensor, layer: int) -> torch.Tensor:
+    maps = maps.cpu()
+    if not torch.isfinite(maps).all():
+        raise RuntimeError(f"the attention of layer {layer} is not finite")
+    off = (maps.sum(-1) - 1).abs().max().item()
+    if off > 1e-4:
+        raise RuntimeError(f"the attention rows of layer {layer} miss a sum of 1 by {off:.1e}")
+    return maps
+
+
+# --- maps ---------------------------------------------------------------------------------------
+
+
+def attention_maps(
+    model: VisionTransformer, images: torch.Tensor, method: str = "last", *, layer: int = -1,
+    heads: str = "mean", targets: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """((B, heads or 1, rows, cols) maps, (B, classes) logits) of normalized images (B, 3, H, W).
+
+    ``last``: attention of the class token to the patches in ``layer``, the mean over heads or each
+    head. ``rollout``: Abnar & Zuidema 2020, Sec. 4: the product of all layers' mean attention with
+    the residual added. ``relevance``: Chefer et al. (ICCV 2021), Sec. 3.1: attention times the
+    gradient of the target's logit (default: the predicted class), positive part, mean over heads,
+    propagated through the layers. A model without class token gets the mean over the patches'
+    rows. Prefix tokens are left out, so a map of ``last`` sums to less than 1.
+    """
+    if heads == "each" and method != "last":
+        raise UserError(f"--heads each goes with --method last; {method} mixes the heads")
+    layers = {"last": [layer], "rollout": range(len(model.blocks))}.get(method)
+    if layers is not None:
+        own_row = slice(1) if has_class_token(model) and method == "last" else slice(None)
+        with torch.no_grad(), capture_attention(model, layers, own_row) as captured:
+            logits = model(images)
+        if method == "last":
+            weights = captured[layer] if heads == "each" else captured[layer].mean(1, keepdim=True)
+        else:
+            weights = rollout([captured[index] for index in layers]).unsqueeze(1)
+    else:
+        weights, logits = _relevance_of(model, images, targets)
+        weights = weights.unsqueeze(1)
+    rows, cols = patch_grid(model, images)
+    to_patches = weights[..., model.num_prefix_tokens:]  # (B, heads, queries, rows * cols)
+    if has_class_token(model):
+        row = to_patches[:, :, 0]
+    else:
+        row = to_patches[:, :, model.num_prefix_tokens:].mean(2)
+    return row.unflatten(-1, (rows, cols)), logits.detach().float().cpu()
+
+
+def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Layers' (B, heads, N, N), first layer first -> (B, N, N), rows sum to 1."""
+    total = None
+    for attention in attentions:
+        mixed = attention.mean(1) + torch.eye(attention.shape[-1])
+        mixed = mixed / mixed.sum(-1, keepdim=True)
+        total = mixed if total is None else mixed @ total
+    return total
+
+
+def relevance(
+    attentions: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Layers' attentions and their gradients, both (B, heads, N, N), first first -> (B, N, N)."""
+    total = torch.eye(attentions[0].shape[-1]).expand(len(attentions[0]), -1, -1)
+    for attention, gradient in zip(attentions, gradients, strict=True):
+        total = total + (gradient * attention).clamp(min=0).mean(1) @ total
+    return total
+
+
+def _relevance_of(
+    model: VisionTransformer, images: torch.Tensor, targets: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    images = images.detach().requires_grad_()  # a graph even where every weight is frozen
+    with torch.enable_grad(), torch.autocast(images.device.type, enabled=False), \
+            _attention_with_graph(model) as captured:
+        logits = model(images)
+        if targets is None:
+            targets = logits.argmax(1)
+        chosen = logits.gather(1, targets.to(logits.device).unsqueeze(1)).sum()
+        gradients = torch.autograd.grad(chosen, captured)
+    maps = relevance([attention.detach().float().cpu() for attention in captured],
+                     [gradient.float().cpu() for gradient in gradients])
+    return maps, logits
+
+
+def has_class_token(model: VisionTransformer) -> bool:
+    return model.cls_token is not None
+
+
+def patch_grid(model: VisionTransformer, images: torch.Tensor) -> tuple[int, int]:
+    """(rows, cols) of patches that the model cuts ``images`` (B, 3, H, W) into."""
+    return tuple(model.patch_embed.dynamic_feat_size(tuple(images.shape[-2:])))
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def entropy(maps: torch.Tensor) -> torch.Tensor:
+    """Entropy in bits of maps (…, rows, cols), each scaled to sum to 1: (…)."""
+    shares = maps.flatten(-2)
+    shares = shares / shares.sum(-1, keepdim=True).clamp(min=1e-12)
+    return -(shares * shares.clamp(min=1e-12).log2()).sum(-1)
+
+
+def mean_attention_distance(
+    attention: torch.Tensor, grid: tuple[int, int], patch: tuple[int, int], prefix: int
+) -> torch.Tensor:
+    """(B, heads): how far a patch looks, in input pixels (Dosovitskiy et al. 2021, Fig. 7).
+
+    ``attention`` (B, heads, N, N) of one layer; prefix tokens are left out on both sides and the
+    rows scaled to sum to 1 again.
+    """
+    rows, cols = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    places = torch.stack([rows.flatten() * patch[0], cols.flatten() * patch[1]], -1).float()
+    distances = torch.cdist(places, places)
+    weights = attention[..., prefix:, prefix:]
+    weights = weights / weights.sum(-1, keepdim=True)
+    return (weights * distances).sum(-1).mean(-1)

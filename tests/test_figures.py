@@ -1,0 +1,72 @@
+"""What is drawn is where it belongs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+import figures
+
+
+@pytest.mark.parametrize("size", [(640, 200), (200, 640), (300, 300)])
+@pytest.mark.parametrize("cell", [(0, 0), (3, 1), (6, 9)])
+@pytest.mark.parametrize("kind", ["crop", "squash", "padded"])
+def test_a_one_hot_map_is_brightest_at_its_cell(size, cell, kind):
+    """Through the real drawing path: box of the transform, display size, overlay."""
+    rows, cols = 7, 10
+    width, height = size
+    if kind == "padded":  # the photo fills a part of the input only
+        box = (-0.2 * width, -0.3 * height, 1.2 * width, 1.3 * height)
+    else:
+        box = data.Transform((70, 100), (0.5,) * 3, (0.5,) * 3, resize=kind).box(width, height)
+    photo, box = figures.for_display(Image.new("RGB", size, (90, 90, 90)), box)
+    grid = np.zeros((rows, cols))
+    grid[cell] = 1
+    heat = figures.lay_back(grid, box, *photo.size)
+    x = box[0] + (cell[1] + 0.5) * (box[2] - box[0]) / cols
+    y = box[1] + (cell[0] + 0.5) * (box[3] - box[1]) / rows
+    inside = 0 <= x < photo.width and 0 <= y < photo.height
+    if not inside:
+        assert kind == "padded" and np.nanmax(heat) < 1
+        return
+    assert heat[int(y), int(x)] > 0.95
+    brightest = np.argwhere(heat == np.nanmax(heat)).mean(0)
+    assert abs(brightest[0] - y) <= (box[3] - box[1]) / rows / 2 + 1
+    assert abs(brightest[1] - x) <= (box[2] - box[0]) / cols / 2 + 1
+    yellow = figures.overlay(photo, heat).astype(int)
+    strength = yellow[..., 0] + yellow[..., 1] - yellow[..., 2]  # viridis' top on a grey photo
+    assert strength[int(y), int(x)] >= strength[~np.isnan(heat)].max() - 3
+
+
+def test_what_the_model_never_saw_is_grey():
+    photo = Image.new("RGB", (200, 100), (200, 30, 30))
+    heat = figures.lay_back(np.ones((4, 4)), (50, 0, 150, 100), 200, 100)
+    assert np.isnan(heat[:, :49]).all() and np.isnan(heat[:, 151:]).all()
+    assert np.isfinite(heat[:, 51:149]).all()
+    grey = figures.overlay(photo, heat)[:, :49]
+    assert np.ptp(grey.astype(int), axis=-1).max() == 0
+
+
+def test_maps_are_not_stretched_or_turned():
+    ramp = np.arange(12.0).reshape(3, 4)
+    heat = figures.lay_back(ramp, (0, 0, 400, 300), 400, 300)
+    np.testing.assert_allclose(heat[50::100, 50::100], ramp, atol=0.3)
+
+
+def test_a_flat_map_and_a_zero_map_are_drawn(tmp_path):
+    photo = Image.new("RGB", (60, 40))
+    for value in (0.0, 0.1):
+        figures.attention_panel(photo, np.full((1, 2, 2), value), (0, 0, 60, 40), "flat", "share",
+                                tmp_path / "flat.png")
+        assert min(Image.open(tmp_path / "flat.png").size) > 200
+
+
+def test_curves_of_one_run_and_of_many(tmp_path):
+    history = [{"epoch": n, "train_loss": 1 / n, "val_loss": 1.1 / n, "train_accuracy": 0.5,
+                "val_accuracy": 0.4} for n in (1, 2, 3)]
+    no_val = [{"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}]
+    for histories in ({"": history}, {"": no_val}, {f"setting {n}": history for n in range(9)}):
+        figures.training_curves(histories, tmp_path / "curves.png")
+        assert min(Image.open(tmp_path / "curves.png").size) > 300
