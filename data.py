@@ -131,7 +131,7 @@ def labelled_folders(
     train: str | Path, val: str | Path | None, hold_out: bool, labels_csv: str | Path | None = None,
     limit: int | None = None,
 ) -> tuple[tuple[list[Path], list[str]], tuple[list[Path], list[str]]]:
-    """((train paths, labels), (val paths, labels)): val from its own folder, or every tenth of
+    """((train paths, labels), (val paths, labels)): val from its own folder, or a tenth of
     train (``hold_out``), or empty."""
     paths = list_images(train, limit)
     labels = read_labels(paths, labels_csv)
@@ -175,19 +175,23 @@ def _problem(path: Path) -> str | None:
 
 
 def hold_out_tenth(paths: Sequence[Path], labels: Sequence[str]) -> tuple[list[int], list[int]]:
-    """(train, held-out) indices: every tenth image of each label, in order of file name.
+    """(train, held-out) indices: a tenth of the images, the same number of each label.
 
-    No randomness, so that everyone who tunes on the same folder holds out the same images.
+    No randomness, so that everyone who tunes on one folder holds out the same images: they are
+    spread evenly over each label's names. A rare label gives at most a third of its images. Equal
+    numbers, because a test usually weighs labels alike however unequal the training folder is.
     """
-    seen: dict[str, int] = {}
-    held_out = []
+    by_label: dict[str, list[int]] = {}
     for index in sorted(range(len(paths)), key=lambda i: paths[i].name):
-        count = seen[labels[index]] = seen.get(labels[index], 0) + 1
-        if count % 10 == 0:
-            held_out.append(index)
+        by_label.setdefault(labels[index], []).append(index)
+    share = max(len(paths) // (10 * len(by_label)), 1)
+    held_out = set()
+    for indices in by_label.values():
+        count = min(share, len(indices) // 3)
+        held_out |= {indices[(2 * k + 1) * len(indices) // (2 * count)] for k in range(count)}
     if not held_out:
-        raise UserError(f"{len(paths)} images are too few to hold out every tenth of each label")
-    return sorted(set(range(len(paths))) - set(held_out)), sorted(held_out)
+        raise UserError(f"{len(paths)} images are too few to hold out a tenth of them")
+    return [i for i in range(len(paths)) if i not in held_out], sorted(held_out)
 
 
 # --- one image ----------------------------------------------------------------------------------

@@ -197,6 +197,10 @@ def train(args):
         model.requires_grad_(False)
         model.get_classifier().requires_grad_(True)
     transform = data.Transform.from_fields(classifier.preprocessing)
+    # Logit adjustment (Menon et al. 2021, Eq. 10): the loss sees the logits with the labels'
+    # frequencies added, so the model itself comes to judge as if all labels were equally frequent.
+    shares = np.bincount(targets, minlength=len(classes)) / len(targets)
+    log_prior = torch.tensor(np.log(shares) if args.balance else 0.0, dtype=torch.float32)
     mixup = v2.MixUp(alpha=args.mixup, num_classes=len(classes)) if args.mixup else None
 
     def prepare(batch):
@@ -206,7 +210,8 @@ def train(args):
     def loss(model, batch):
         images, labels = batch
         logits = model(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=args.label_smoothing)
+        adjusted = logits + log_prior.to(logits.device)
+        loss = F.cross_entropy(adjusted, labels, label_smoothing=args.label_smoothing)
         main = labels if labels.ndim == 1 else labels.argmax(1)  # of two mixed, the larger share
         return loss, int((logits.argmax(1) == main).sum())
 
@@ -339,7 +344,7 @@ def add_training_options(parser):
     validation = parser.add_mutually_exclusive_group()
     validation.add_argument("--val", metavar="DIR", help="photos that choose the best epoch")
     validation.add_argument("--hold-out", action="store_true",
-                            help="validate on every tenth photo of --train instead")
+                            help="validate on a tenth of --train, equally many of each label")
     parser.add_argument("--labels", metavar="CSV", help="filename,label; else names carry it")
     parser.add_argument("--names", metavar="JSON",
                         help="label to name (default: id2label.json in --train or beside it)")
@@ -365,6 +370,8 @@ def add_training_options(parser):
     recipe = add_recipe_options(parser)
     recipe.add_argument("--layer-decay", type=share, default=1.0, metavar="FACTOR",
                         help="each layer's lr is this times that of the layer above")
+    recipe.add_argument("--balance", action="store_true",
+                        help="learn as if every label were equally frequent (logit adjustment)")
     recipe.add_argument("--augment", nargs="+", choices=data.AUGMENTATIONS, metavar="NAME",
                         default=["crop", "flip"],
                         help="any of " + " ".join(data.AUGMENTATIONS))

@@ -29,12 +29,14 @@ def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, classes: int)
 
 
 def summarize(probabilities: np.ndarray, targets: np.ndarray) -> dict:
-    """Loss (mean negative log-likelihood, nats), correct, total, accuracy and its interval.
+    """Loss (mean negative log-likelihood, nats), correct, total, accuracy and its interval, and
+    the balanced accuracy: the mean over the classes that occur of each one's accuracy.
 
     ``probabilities`` (N, classes), rows sum to 1; ``targets`` (N,) class indices.
     """
     chosen = probabilities[np.arange(len(targets)), targets]
-    correct, total = int((probabilities.argmax(1) == targets).sum()), len(targets)
+    right = probabilities.argmax(1) == targets
+    correct, total = int(right.sum()), len(targets)
     low, high = wilson_interval(correct, total)
     return {
         "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
@@ -42,6 +44,8 @@ def summarize(probabilities: np.ndarray, targets: np.ndarray) -> dict:
         "total": total,
         "accuracy": correct / total,
         "accuracy_95": [low, high],
+        "balanced_accuracy": float(np.mean([right[targets == c].mean()
+                                            for c in np.unique(targets)])),
     }
 
 

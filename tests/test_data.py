@@ -71,15 +71,18 @@ def test_labels_sort_by_number_or_by_text():
     assert data.sort_labels(["10", "cat", "2"]) == ["10", "2", "cat"]
 
 
-def test_the_held_out_tenth_is_fixed_and_of_every_class(tmp_path):
-    paths = [tmp_path / f"{label}_{number:02}.jpg" for number in range(20) for label in range(3)]
-    labels = [path.name[0] for path in paths]
+def test_the_held_out_tenth_is_fixed_and_balanced(tmp_path):
+    labels = ["0"] * 100 + ["1"] * 20 + ["2"] * 4
+    paths = [tmp_path / f"{label}_{number:03}.jpg" for number, label in enumerate(labels)]
     train, held_out = data.hold_out_tenth(paths, labels)
-    assert sorted(train + held_out) == list(range(60))
-    assert sorted(paths[i].name for i in held_out) == [
-        "0_09.jpg", "0_19.jpg", "1_09.jpg", "1_19.jpg", "2_09.jpg", "2_19.jpg"]
+    assert sorted(train + held_out) == list(range(124))
+    counts = {label: sum(labels[i] == label for i in held_out) for label in "012"}
+    assert counts == {"0": 4, "1": 4, "2": 1}
+    assert [i for i in held_out if i < 100] == [12, 37, 62, 87]
     backwards = data.hold_out_tenth(paths[::-1], labels[::-1])[1]
     assert {paths[::-1][i] for i in backwards} == {paths[i] for i in held_out}
+    with pytest.raises(UserError, match="too few"):
+        data.hold_out_tenth(paths[:1], labels[:1])
 
 
 # --- photos -------------------------------------------------------------------------------------

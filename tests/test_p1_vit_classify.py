@@ -235,6 +235,21 @@ def test_freeze_trains_the_head_alone(tmp_path):
     assert changed == {"head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize("balance", [False, True])
+def test_balance_unlearns_how_frequent_a_label_is(tmp_path, balance):
+    folder = tmp_path / "photos"
+    for number in range(24):  # all alike: nothing but the frequency can be learned
+        make_photo(folder / f"{0 if number < 16 else 1 if number < 20 else 2}_{number}.png")
+    result = run_script(SCRIPT, "train", "--train", folder, "--out", tmp_path / "out", "--freeze",
+                        *TINY_RUN, "--lr", "0.05", "--epochs", "40", "--optimizer", "adam",
+                        "--label-smoothing", "0", *["--balance"] * balance)
+    assert result.returncode == 0, result.stderr
+    photo = data.list_images(folder)[:1]
+    learned = reference_probabilities(tmp_path / "out" / "last.safetensors", photo)[0]
+    expected = [1 / 3] * 3 if balance else [4 / 6, 1 / 6, 1 / 6]
+    np.testing.assert_allclose(learned, expected, atol=0.1)
+
+
 def test_no_decay_on_norms_biases_and_position_embedding():
     from timm.optim import param_groups_layer_decay
 
