@@ -19,12 +19,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from utils import UserError, one_line, progress, read_json
+from utils import IMAGE_EXTENSIONS, UserError, one_line, progress, read_json
 
 import numpy as np
 from PIL import Image, ImageOps
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # Large but readable photos and odd metadata are no news to the user; unreadable files are errors.
 warnings.filterwarnings("ignore", module="PIL")
 
@@ -43,11 +42,10 @@ def list_images(folder: str | Path, limit: int | None = None) -> list[Path]:
         problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"image folder {folder} {problem}")
     paths = sorted(
-        path for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS
+        and not path.name.startswith(".") and path.is_file())
     if not paths:
-        kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
+        kinds = " ".join(sorted(extension[1:] for extension in IMAGE_EXTENSIONS))
         raise UserError(f"no image in {folder} (looked for {kinds}, not in subfolders)")
     if limit is None or limit >= len(paths):
         return paths
@@ -155,10 +153,7 @@ def class_indices(labels: Sequence[str], classes: Sequence[str], source: object)
 
 
 def check_images(paths: Sequence[Path]) -> None:
-    """Decode every image once; UserError that names the first unreadable one.
-
-    A training that stops in its third hour at a truncated file costs more than this.
-    """
+    """Decode every image once, before hours of training; UserError that names an unreadable one."""
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress(len(paths), "check", "img") as bar:
         for path, problem in zip(paths, pool.map(_problem, paths), strict=True):
             if problem:
@@ -290,10 +285,10 @@ class Transform:
 
     def normalize(self, batch):
         """(B, height, width, 3) uint8 tensor -> (B, 3, height, width) float32, on its device."""
-        mean, std = (
-            batch.new_tensor(values, dtype=_float32()).view(3, 1, 1)
-            for values in (self.mean, self.std)
-        )
+        import torch
+
+        mean, std = (torch.tensor(values, device=batch.device).view(3, 1, 1)
+                     for values in (self.mean, self.std))
         return (batch.permute(0, 3, 1, 2) / 255.0 - mean) / std
 
     def load(self, path: str | Path) -> np.ndarray:
@@ -301,12 +296,6 @@ class Transform:
         rows, cols = self.size
         needed = math.ceil(max(rows, cols) / self.crop_pct)
         return self(load_image(path, (needed, needed)))
-
-
-def _float32():
-    import torch
-
-    return torch.float32
 
 
 # --- batches for inference ----------------------------------------------------------------------

@@ -5,6 +5,7 @@ A ViT (Dosovitskiy et al. 2021) is fine-tuned on a folder of photos named <label
   python3 p1_vit_classify.py predict --images DIR --output pred.csv
   python3 p1_vit_classify.py eval --images DIR --figures out/
   python3 p1_vit_classify.py train --train DIR --val DIR --out runs/mine --pretrained
+  python3 p1_vit_classify.py average --checkpoint A B --output mean.safetensors
   python3 p1_vit_classify.py sweep --train DIR --val DIR --out runs/lr --vary lr=1e-3,1e-4
 
 Without --checkpoint, predict and eval use ckpt/pets_vit_tiny.safetensors (37 pet breeds). Several
@@ -165,6 +166,15 @@ def evaluate(args):
         record_measurement(args.checkpoint[0], args.record, {key: result[key] for key in kept})
     write_json(result, args.output)
     return EXIT_SOME_UNREADABLE if unreadable else 0
+
+
+def average(args):
+    from models.vit import average_classifiers, save_classifier
+
+    check_writable(args.output)
+    classifier = average_classifiers(args.checkpoint)
+    save_classifier(args.output, classifier, **classifier.metadata)
+    warn(f"wrote {args.output}: the mean of {len(args.checkpoint)} checkpoints' weights")
 
 
 def train(args):
@@ -405,6 +415,12 @@ def make_parser():
                              help="folder of photos, without its subfolders")
         command.add_argument("--checkpoint", nargs="+", default=[str(CHECKPOINT)], metavar="FILE",
                              help="several: their mean probability")
+    averaging = commands.add_parser("average", help="one checkpoint with several ones' mean weights",
+                                    description="one checkpoint with several ones' mean weights")
+    averaging.set_defaults(run=average)
+    averaging.add_argument("--checkpoint", nargs="+", required=True, metavar="FILE",
+                           help="fine-tuned from the same weights, of one architecture")
+    averaging.add_argument("--output", required=True, metavar="FILE", help="file to write")
     add_training_options(add("train", train, 32, "fine-tune a ViT, or train one from scratch"))
     sweeping = add("sweep", sweep, 32, "train once for each setting: a table and the curves")
     sweeping.add_argument("--vary", action="append", required=True, metavar="KEY=V1,V2",

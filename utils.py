@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -300,10 +301,21 @@ def write_json(result: object, output: str | Path | None = None) -> None:
         warn(f"wrote {output}")
 
 
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    """Python's parser would silently keep the last of two equal keys."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice} stands twice in one object")
+    return result
+
+
 def read_json(path: str | Path) -> object:
     """The parsed file; a UserError that names it where it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"),
+                          object_pairs_hook=_without_duplicates)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -13,10 +13,12 @@ the model is loaded. Peak memory is that of the process with its children.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
-import multiprocessing
+import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -65,7 +67,7 @@ def usual(options, output):
     started = time.perf_counter()
     paths = sorted(Path(options.images).iterdir())
     loader = torch.utils.data.DataLoader(
-        Photos(paths, transform), batch_size=32, num_workers=multiprocessing.cpu_count())
+        Photos(paths, transform), batch_size=32, num_workers=os.cpu_count())
     rows = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, options.side == "bf16"):
         for images, indices in loader:
@@ -135,21 +137,28 @@ def model_only(options, output):
             "best_matmul_tflops": best_rate / 1e12, "of_best_matmul": rate / best_rate}
 
 
-def measured(side, options, queue):
-    """In a fresh process: run one side, report what it took."""
-    options.side = side
-    function = {"ours": ours, "decode": decode_only, "model": model_only}.get(side, usual)
-    with tempfile.TemporaryDirectory() as folder:
+SIDES = {"fp32": usual, "bf16": usual, "ours": ours, "decode": decode_only, "model": model_only}
+
+
+def measure(options):
+    """In this process: run one side, print what it took as the last line of stdout."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         output = Path(folder) / "out.csv"
-        sys.stdout = sys.stderr
-        result = function(options, output)
+        result = SIDES[options.side](options, output)
         labels = {}
         if output.exists():
             with open(output, newline="") as file:
                 labels = dict(list(csv.reader(file))[1:])
     kilobytes = sum(resource.getrusage(who).ru_maxrss
                     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    queue.put((result, labels, kilobytes / 1024))
+    print(json.dumps({"result": result, "labels": labels, "megabytes": kilobytes / 1024}))
+
+
+def measure_apart(side):
+    """One side in a process of its own."""
+    words = [sys.executable, *sys.argv, "--side", side]
+    process = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def main():
@@ -159,22 +168,19 @@ def main():
     parser.add_argument("--checkpoint", default=ROOT / "ckpt" / "pets_vit_tiny.safetensors")
     parser.add_argument("--model", help="a timm name with random weights instead of a checkpoint")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.side:
+        return measure(options)
     photos = len(list(Path(options.images).iterdir()))
-    context = multiprocessing.get_context("spawn")
     best, labels, memory = {}, {}, {}
-    for _ in range(options.repeats):
-        for side in ("fp32", "bf16", "ours", "decode", "model"):
-            queue = context.Queue()
-            process = context.Process(target=measured, args=(side, options, queue))
-            process.start()
-            result, labels[side], memory[side] = queue.get()
-            process.join()
-            if side == "model":
-                best[side] = min(best.get(side, result), result, key=lambda r: r["seconds"])
-            else:
-                best[side] = min(best.get(side, result), result)
-    speed = {side: round(photos / best[side], 1) for side in ("fp32", "bf16", "ours", "decode")}
+    for _ in range(options.repeats):  # in turn, so that all see the machine in the same state
+        for side in SIDES:
+            row = measure_apart(side)
+            labels[side], memory[side] = row["labels"], row["megabytes"]
+            key = (lambda r: r["seconds"]) if side == "model" else float
+            best[side] = min(best.get(side, row["result"]), row["result"], key=key)
+    speed = {side: round(photos / best[side], 1) for side in SIDES if side != "model"}
     alone = best["model"]
     print(json.dumps({
         "photos": photos, "model": options.model or str(options.checkpoint),

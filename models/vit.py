@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,6 +106,28 @@ def load_classifier(path: str | Path) -> Classifier:
         raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
     load_strict(model, tensors, path)
     return Classifier(model.eval(), preprocessing, classes, names, architecture, metadata)
+
+
+def average_classifiers(paths: Sequence[str | Path]) -> Classifier:
+    """One classifier with the mean of several ones' weights: a model soup (Wortsman et al. 2022).
+
+    It costs what one costs and often does as well as their ensemble, where all were fine-tuned from
+    the same weights. Raises UserError where the files differ in more than weights.
+    """
+    classifiers = [load_classifier(path) for path in paths]
+    first = classifiers[0]
+    for path, other in zip(paths, classifiers, strict=True):
+        for field in ("architecture", "classes", "preprocessing"):
+            if getattr(other, field) != getattr(first, field):
+                raise UserError(f"{path} and {paths[0]} differ in {field}; only weights of one "
+                                "model can be averaged")
+    states = [classifier.model.state_dict() for classifier in classifiers]
+    first.model.load_state_dict({key: sum(state[key] for state in states) / len(states)
+                                 for key in states[0]})
+    kept = ("trained_on", "about", "recipe")
+    first.metadata = {"averaged": [{key: classifier.metadata.get(key) for key in kept}
+                                   for classifier in classifiers]}
+    return first
 
 
 def open_vit(

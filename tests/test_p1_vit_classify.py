@@ -164,6 +164,22 @@ def test_eval_reports_and_draws(tmp_path, photos, checkpoint):
         assert f"figures/{name}" in result.stderr
 
 
+def test_average_is_the_mean_of_the_weights(tmp_path):
+    files = [write_classifier(tmp_path / f"{n}.safetensors", seed=n) for n in range(2)]
+    result = run_script(SCRIPT, "average", "--checkpoint", *files, "--output",
+                        tmp_path / "m.safetensors")
+    assert result.returncode == 0, result.stderr
+    first, second, mean = (load_classifier(path).model.state_dict()
+                           for path in (*files, tmp_path / "m.safetensors"))
+    for key, value in mean.items():
+        torch.testing.assert_close(value, (first[key] + second[key]) / 2, atol=1e-3, rtol=1e-3)
+    other = write_classifier(tmp_path / "other.safetensors", image_size=48)
+    result = run_script(SCRIPT, "average", "--checkpoint", files[0], other, "--output",
+                        tmp_path / "no.safetensors")
+    assert result.returncode == 1 and "differ in architecture" in result.stderr
+    assert not (tmp_path / "no.safetensors").exists()
+
+
 def test_eval_records_its_result_in_the_checkpoint(tmp_path, photos):
     file = write_classifier(tmp_path / "a.safetensors")
     before = load_classifier(file).model.state_dict()

@@ -1,0 +1,96 @@
+"""Caption files: references in COCO's format, predictions, and which belongs to which image."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from utils import IMAGE_EXTENSIONS, UserError, read_json
+
+
+def read_captions(path: str | Path) -> dict[str, list[str]]:
+    """File name -> its reference captions, from COCO's format (``images`` and ``annotations``).
+
+    Raises UserError for anything that is not so, duplicate ids and images without captions
+    included.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} where an object with images and "
+                        "annotations belongs")
+    images, annotations = content.get("images"), content.get("annotations")
+    if not isinstance(images, list) or not isinstance(annotations, list):
+        raise UserError(f"{path} needs the lists images and annotations (COCO's caption format)")
+    try:
+        names = {image["id"]: image["file_name"] for image in images}
+        if len(names) < len(images) or len(set(names.values())) < len(images):
+            raise UserError(f"{path} lists an image twice (by id or by file_name)")
+        captions: dict[object, list[str]] = {identity: [] for identity in names}
+        for annotation in annotations:
+            captions[annotation["image_id"]].append(annotation["caption"])
+        annotation_ids = {annotation.get("id", index) for index, annotation
+                          in enumerate(annotations)}
+    except KeyError as error:
+        raise UserError(f"{path}: an image or annotation lacks {error}, or an annotation names an "
+                        "image that is not in images") from None
+    except (TypeError, AttributeError):
+        raise UserError(f"{path}: images and annotations must hold objects like "
+                        '{"file_name", "id"} and {"caption", "id", "image_id"}') from None
+    if len(annotation_ids) < len(annotations):
+        raise UserError(f"{path} holds two annotations with one id")
+    for identity, name in names.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: file_name of image {identity} is not a string")
+        if not captions[identity]:
+            raise UserError(f"{path}: image {name} has no reference caption")
+        if not all(isinstance(caption, str) for caption in captions[identity]):
+            raise UserError(f"{path}: a caption of image {name} is not a string")
+    return {name: captions[identity] for identity, name in names.items()}
+
+
+def read_predictions(path: str | Path) -> dict[str, str]:
+    """``{"<image name>": "caption", …}``; UserError for anything else."""
+    predictions = read_json(path)
+    if not isinstance(predictions, dict):
+        raise UserError(f"{path} holds a {type(predictions).__name__} where an object "
+                        '{"<image name>": "caption"} belongs')
+    for name, caption in predictions.items():
+        if not isinstance(caption, str):
+            raise UserError(f"{path}: the prediction of {name} is not a string")
+    return predictions
+
+
+def match_predictions(
+    predictions: dict[str, str], references: dict[str, list[str]], allow_missing: bool = False
+) -> list[tuple[str, str]]:
+    """(prediction's name, reference's name) pairs in the order of the references.
+
+    Names match as they are, or without the extension of an image file on either side. Raises
+    UserError that lists the first five names without a partner, unless ``allow_missing``.
+    """
+    by_stem: dict[str, str] = {}
+    for name in predictions:
+        other = by_stem.setdefault(_image_stem(name), name)
+        if other != name:
+            raise UserError(f"predictions {other} and {name} are of one image")
+    pairs, missing = [], []
+    for image in references:
+        name = image if image in predictions else by_stem.get(_image_stem(image))
+        pairs.append((name, image)) if name is not None else missing.append(image)
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise UserError("two reference images differ in their extension only, the predictions' "
+                        "names do not tell them apart")
+    matched = {name for name, _ in pairs}
+    extra = [name for name in predictions if name not in matched]
+    problems = [f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+                for what, names in (("images have no prediction", missing),
+                                    ("predictions have no reference", extra)) if names]
+    if problems and not allow_missing:
+        raise UserError(f"{'; '.join(problems)}; --allow-missing scores the other {len(pairs)}")
+    return pairs
+
+
+def _image_stem(name: str) -> str:
+    """``a.b.jpg`` and ``a.b`` -> ``a.b``: only the extension of an image file is one."""
+    stem, extension = os.path.splitext(name)
+    return stem if extension.lower() in IMAGE_EXTENSIONS else name
