@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 from pathlib import Path
 
 from utils import (
@@ -31,9 +30,11 @@ from utils import (
     add_run_options,
     autocast,
     check_writable,
+    combinations,
     fraction,
     markdown_table,
     non_negative,
+    option_words,
     positive_int,
     printable,
     progress,
@@ -149,14 +150,13 @@ def evaluate(args):
     }
     if args.figures:
         figures.confusion(confusion, names, Path(args.figures) / "confusion.png")
-        wrong = accuracy.confident_errors(probabilities, targets)[:args.errors]
+        wrong = accuracy.confident_errors(probabilities, targets)[:16]
         figures.gallery(
             [data.load_image(readable[i]) for i in wrong],
             [f"{names[targets[i]]}\ntaken for {names[probabilities[i].argmax()]} "
              f"({probabilities[i].max():.0%})" for i in wrong],
             "Most confident errors", Path(args.figures) / "errors.png")
-        for name in ("confusion.png", "errors.png"):
-            warn(f"wrote {Path(args.figures) / name}")
+        warn(f"wrote confusion.png and errors.png into {args.figures}")
     if args.record:
         if len(args.checkpoint) > 1:
             raise UserError("--record takes one checkpoint, not an ensemble")
@@ -253,16 +253,14 @@ def train(args):
     def save(path, model, row):
         save_classifier(path, classifier.with_model(model), **about, metrics=row)
 
-    def draw(history):
-        figures.training_curves({"": history}, Path(args.out) / "curves.png")
-
     task = training.Task(
         dataset=data.LabelledImages(train_paths, targets,
                                     data.augmentation(args.augment, transform), args.seed),
         groups=param_groups_layer_decay(model, args.weight_decay, model.no_weight_decay(),
                                         layer_decay=args.layer_decay),
         prepare=prepare, loss=loss, evaluate=validate, save=save,
-        select="val_accuracy" if val_paths else None, after_epoch=draw)
+        select="val_accuracy" if val_paths else None,
+        after_epoch=lambda rows: figures.training_curves({"": rows}, Path(args.out) / "curves.png"))
     history = training.fit(model, task, recipe, Path(args.out), args.resume)
     warn(f"wrote best.safetensors, last.safetensors, history.csv and curves.png into {args.out}")
     return history
@@ -272,7 +270,7 @@ def sweep(args):
     """Train once for each combination of the varied options; one table and one figure."""
     settings = combinations(args.vary)
     runs = [setting_arguments(args, setting) for setting in settings]  # checked before any work
-    histories, rows = {}, []
+    histories = {}
     for number, (setting, run_args) in enumerate(zip(settings, runs, strict=True), 1):
         title = ", ".join(f"{key} {value}" for key, value in setting.items())
         warn(f"setting {number}/{len(settings)}: {title}")
@@ -283,21 +281,8 @@ def sweep(args):
                 raise
             warn(str(error))  # a setting that diverges is a result, not a reason to stop
             histories[title] = None
-        rows.append({**setting, **sweep_result(histories[title])})
-        write_sweep(rows, histories, Path(args.out))
+        write_sweep(settings, histories, Path(args.out))
     warn(f"wrote sweep.md, sweep.csv and curves.png into {args.out}")
-
-
-def combinations(vary):
-    """["lr=1e-3,1e-4", "optimizer=adam,sgd"] -> every {"lr": …, "optimizer": …} of the product."""
-    options = {}
-    for text in vary:
-        key, equals, values = text.partition("=")
-        if not equals or not key or not values:
-            raise UserError(f"--vary {text}: write KEY=VALUE,VALUE,…")
-        options[key.replace("_", "-")] = values.split(",")
-    products = itertools.product(*options.values())
-    return [dict(zip(options, values, strict=True)) for values in products]
 
 
 def setting_arguments(args, setting):
@@ -305,39 +290,17 @@ def setting_arguments(args, setting):
     folder = "_".join(f"{key}-{value}" for key, value in setting.items()).replace("/", "-")
     parser = ArgumentParser(prog="p1_vit_classify.py sweep")
     add_training_options(parser)
-    words = ["--train", args.train, "--out", str(Path(args.out) / folder)]
-    for key, value in setting.items():
-        if value in ("true", "false"):
-            words.append(f"--{key}" if value == "true" else f"--no-{key}")
-        else:
-            words += [f"--{key}", *value.split("+")]
+    words = ["--train", args.train, "--out", str(Path(args.out) / folder), *option_words(setting)]
     return parser.parse_args(words, argparse.Namespace(**vars(args)))
 
 
-def sweep_result(history):
-    """The columns of a sweep's table: the last epoch, with the interval of its val accuracy."""
-    if not history:
-        return {"train accuracy": "diverged", "val accuracy": "", "95 % interval": ""}
-    last = history[-1]
-    low, high = accuracy.wilson_interval(last["val_correct"], last["val_images"])
-    return {"train accuracy": f"{last['train_accuracy']:.1%}",
-            "val accuracy": f"{last['val_accuracy']:.1%}",
-            "95 % interval": f"{low:.1%} - {high:.1%}"}
-
-
-def write_sweep(rows, histories, out):
-    """sweep.md and sweep.csv; a difference to the best inside a row's interval is called none."""
-    header = [*rows[0], "against the best"]
-    finished = [history[-1]["val_accuracy"] for history in histories.values() if history]
-    table = []
-    for row, history in zip(rows, histories.values(), strict=True):
-        verdict = ""
-        if history:
-            last = history[-1]
-            high = accuracy.wilson_interval(last["val_correct"], last["val_images"])[1]
-            behind = max(finished) - last["val_accuracy"]
-            verdict = "none" if max(finished) <= high else f"-{100 * behind:.1f} points"
-        table.append([*row.values(), verdict])
+def write_sweep(settings, histories, out):
+    """The settings that are done: sweep.md, sweep.csv and the curves, judged by the last epoch."""
+    last = [history[-1] if history else None for history in histories.values()]
+    judged = accuracy.compare([row and (row["val_correct"], row["val_images"]) for row in last])
+    header = [*settings[0], "train accuracy", "val accuracy", "95 % interval", "against the best"]
+    table = [[*setting.values(), f"{row['train_accuracy']:.1%}" if row else "diverged", *columns]
+             for setting, row, columns in zip(settings, last, judged, strict=False)]
     write_csv(out / "sweep.csv", header, table)
     write_text(out / "sweep.md", markdown_table(header, table))
     shown = {title: history for title, history in histories.items() if history}
@@ -405,8 +368,6 @@ def make_parser():
     evaluating = add("eval", evaluate, 32, "loss and accuracy on labelled photos, as JSON")
     evaluating.add_argument("--labels", metavar="CSV", help="filename,label; else names carry it")
     evaluating.add_argument("--figures", metavar="DIR", help="confusion matrix and worst errors")
-    evaluating.add_argument("--errors", type=positive_int, default=16, metavar="N",
-                            help="how many errors the figure shows")
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
     evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
@@ -415,8 +376,7 @@ def make_parser():
                              help="folder of photos, without its subfolders")
         command.add_argument("--checkpoint", nargs="+", default=[str(CHECKPOINT)], metavar="FILE",
                              help="several: their mean probability")
-    averaging = commands.add_parser("average", help="one checkpoint with several ones' mean weights",
-                                    description="one checkpoint with several ones' mean weights")
+    averaging = commands.add_parser("average", help="one checkpoint of several ones' mean weights")
     averaging.set_defaults(run=average)
     averaging.add_argument("--checkpoint", nargs="+", required=True, metavar="FILE",
                            help="fine-tuned from the same weights, of one architecture")
@@ -433,7 +393,7 @@ def make_parser():
 def main():
     args = make_parser().parse_args()
     status = args.run(args)
-    return status if isinstance(status, int) else 0
+    return status if isinstance(status, int) else 0  # train returns its history
 
 
 if __name__ == "__main__":

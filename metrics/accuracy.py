@@ -53,3 +53,18 @@ def confident_errors(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarr
     """Indices of the wrong predictions, the most probable first."""
     wrong = np.flatnonzero(probabilities.argmax(1) != targets)
     return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+
+
+def compare(results: list[tuple[int, int] | None]) -> list[list[str]]:
+    """(correct, total) of several models, or None -> for each its accuracy, its interval, and how
+    far it is behind the best: "none" where the best lies inside the interval."""
+    best = max((result[0] / result[1] for result in results if result), default=0.0)
+    rows = []
+    for result in results:
+        if result is None:
+            rows.append(["", "", ""])
+            continue
+        share, (low, high) = result[0] / result[1], wilson_interval(*result)
+        verdict = "none" if best <= high else f"-{100 * (best - share):.1f} points"
+        rows.append([f"{share:.1%}", f"{low:.1%} - {high:.1%}", verdict])
+    return rows
