@@ -196,14 +196,14 @@ def load_image(path: str | Path, at_least: tuple[int, int] | None = None) -> Ima
     """The photo as a person sees it, in RGB: EXIF orientation applied, transparency over white,
     16 bits rescaled to 8, first frame of an animation.
 
-    ``at_least`` (width, height) lets the JPEG decoder skip detail beyond twice that size, which
-    is where most of the time goes on photos of many megapixels.
+    ``at_least`` (width, height) lets the JPEG decoder skip detail beyond that size, which is where
+    most of the time goes on photos of many megapixels.
     Raises ValueError with a short reason where the file is not a readable image.
     """
     try:
         with Image.open(path) as image:
             if at_least is not None:
-                image.draft(None, (2 * at_least[0], 2 * at_least[1]))
+                image.draft(None, at_least)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:

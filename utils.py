@@ -81,7 +81,7 @@ def share(text: str) -> float:
     return value
 
 
-def add_run_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
+def add_run_options(parser: argparse.ArgumentParser, batch_size: int | None) -> None:
     """The options that every command has."""
     group = parser.add_argument_group("run")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -89,7 +89,7 @@ def add_run_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                        help="auto takes bfloat16 where the hardware has it")
     group.add_argument("--batch-size", type=positive_int, default=batch_size, metavar="N",
-                       help="images in a batch")
+                       help="images in a batch" + " (default: by device)" * (batch_size is None))
     group.add_argument("--limit", type=positive_int, metavar="N",
                        help="use only N images, spread over the folder")
     group.add_argument("--seed", type=int, default=0, help="seed of every random choice")

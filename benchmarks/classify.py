@@ -5,7 +5,7 @@
 The usual script: PIL, timm's own transform, DataLoader with a worker process a core, all threads,
 inference_mode, batch 32, eager; in float32, and the same in bfloat16 (autocast). Each side runs in
 a process of its own, best of --repeats; time is taken from the first file to the written CSV, after
-the model is loaded. Peak memory is that of the process with its children.
+the model is loaded. Peak memory is that of the process, with its largest worker where it has any.
 "equal_labels" is the share of photos that get float32's label. "of_best_matmul" is the model alone
 (FLOPs of its matrix products) as a share of the best matrix product measured on this machine.
 """
@@ -86,7 +86,7 @@ def ours(options, output):
     script.load_classifiers = lambda args: [classifier]
     from utils import resolve_precision
 
-    args = SimpleNamespace(images=options.images, limit=None, output=output, batch_size=32,
+    args = SimpleNamespace(images=options.images, limit=None, output=output, batch_size=None,
                            device="cpu", precision=resolve_precision("auto", "cpu"))
     started = time.perf_counter()
     script.predict(args)
@@ -114,7 +114,7 @@ def model_only(options, output):
 
     classifier = build(options)
     precision = resolve_precision("auto", "cpu")
-    images = torch.randn(32, 3, *classifier.preprocessing["size"])
+    images = torch.randn(8, 3, *classifier.preprocessing["size"])
     with FlopCounterMode(display=False) as counter:
         classifier.model(images)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -127,13 +127,13 @@ def model_only(options, output):
             best_rate = max(best_rate, 2 * side**3 / (time.perf_counter() - started))
     seconds = []
     with torch.inference_mode(), autocast("cpu", precision):
-        for _ in range(8):
+        for _ in range(24):
             started = time.perf_counter()
             classifier.model(images)
             seconds.append(time.perf_counter() - started)
     photos = len(list(Path(options.images).iterdir()))
     rate = counter.get_total_flops() / min(seconds)
-    return {"seconds": min(seconds) / 32 * photos, "tflops": rate / 1e12,
+    return {"seconds": min(seconds) / 8 * photos, "tflops": rate / 1e12,
             "best_matmul_tflops": best_rate / 1e12, "of_best_matmul": rate / best_rate}
 
 
@@ -149,8 +149,9 @@ def measure(options):
         if output.exists():
             with open(output, newline="") as file:
                 labels = dict(list(csv.reader(file))[1:])
-    kilobytes = sum(resource.getrusage(who).ru_maxrss
-                    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if options.side in ("fp32", "bf16"):  # the largest worker too; both share torch's libraries
+        kilobytes += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     print(json.dumps({"result": result, "labels": labels, "megabytes": kilobytes / 1024}))
 
 

@@ -124,9 +124,8 @@ def average_classifiers(paths: Sequence[str | Path]) -> Classifier:
     states = [classifier.model.state_dict() for classifier in classifiers]
     first.model.load_state_dict({key: sum(state[key] for state in states) / len(states)
                                  for key in states[0]})
-    kept = ("trained_on", "about", "recipe")
-    first.metadata = {"averaged": [{key: classifier.metadata.get(key) for key in kept}
-                                   for classifier in classifiers]}
+    first.metadata = {key: first.metadata.get(key) for key in ("trained_on", "about")} | {
+        "averaged": [classifier.metadata.get("recipe") for classifier in classifiers]}
     return first
 
 
