@@ -34,8 +34,7 @@ from utils import (
     add_run_options,
     check_writable,
     progress,
-    resolve_device,
-    resolve_precision,
+    resolve_run_options,
     run,
     warn,
     whole_file,
@@ -242,8 +241,7 @@ def main():
     if args.npz:
         check_writable(args.npz)
     check_writable(Path(args.output) / "sheet.png")
-    args.device = resolve_device(args.device)
-    args.precision = resolve_precision(args.precision, args.device)
+    resolve_run_options(args)
 
     from models.vit import open_vit
 

@@ -38,8 +38,7 @@ from utils import (
     positive_int,
     printable,
     progress,
-    resolve_device,
-    resolve_precision,
+    resolve_run_options,
     run,
     share,
     warn,
@@ -102,8 +101,7 @@ def classify_with_all(classifiers, paths, args):
 def load_classifiers(args):
     from models.vit import load_classifier
 
-    args.device = resolve_device(args.device)
-    args.precision = resolve_precision(args.precision, args.device)
+    resolve_run_options(args)
     args.batch_size = args.batch_size or INFERENCE_BATCH[args.device]
     classifiers = [load_classifier(path) for path in args.checkpoint]
     for path, classifier in zip(args.checkpoint[1:], classifiers[1:], strict=True):
@@ -134,6 +132,8 @@ def evaluate(args):
     labels = dict(zip(paths, data.read_labels(paths, args.labels), strict=True))
     if args.output:
         check_writable(args.output)
+    if args.record and len(args.checkpoint) > 1:
+        raise UserError("--record takes one checkpoint, not an ensemble")
     classifiers = load_classifiers(args)
     first = classifiers[0]
     data.class_indices(list(labels.values()), first.classes, args.labels or args.images)
@@ -160,8 +160,6 @@ def evaluate(args):
             "Most confident errors", Path(args.figures) / "errors.png")
         warn(f"wrote confusion.png and errors.png into {args.figures}")
     if args.record:
-        if len(args.checkpoint) > 1:
-            raise UserError("--record takes one checkpoint, not an ensemble")
         from models.checkpoint import record_measurement
 
         kept = ("accuracy", "accuracy_95", "correct", "total", "loss", "precision")
@@ -195,8 +193,7 @@ def train(args):
     targets = data.class_indices(train_labels, classes, args.train)
     val_targets = data.class_indices(val_labels, classes, args.val)
     data.check_images(train_paths + val_paths)
-    args.device = resolve_device(args.device)
-    args.precision = resolve_precision(args.precision, args.device)
+    resolve_run_options(args)
     names = data.find_names(args.train, args.names)
     torch.manual_seed(args.seed)  # the new head
     pretrained = args.pretrained if args.pretrained is not None else bool(args.weights)
@@ -244,10 +241,10 @@ def train(args):
 
     recipe = training.Recipe(**{field.name: getattr(args, field.name)
                                 for field in dataclasses.fields(training.Recipe)})
-    options = {key: value for key, value in vars(args).items() if key not in ("run", "out", "val")}
+    paths = ("train", "weights", "labels", "names")  # of which the checkpoint keeps the name alone
     about = {
-        "recipe": {key: Path(value).name if key in ("train", "weights", "labels", "names") and value
-                   else value for key, value in options.items()},
+        "recipe": {key: Path(value).name if key in paths and value else value
+                   for key, value in vars(args).items() if key not in ("run", "out", "val")},
         "trained_on": {"folder": Path(args.train).resolve().name, "images": len(train_paths)},
         "about": args.about,
     }
@@ -381,7 +378,7 @@ def make_parser():
     averaging = commands.add_parser("average", help="one checkpoint of several ones' mean weights")
     averaging.set_defaults(run=average)
     averaging.add_argument("--checkpoint", nargs="+", required=True, metavar="FILE",
-                           help="fine-tuned from the same weights, of one architecture")
+                           help="fine-tuned from the same weights")
     averaging.add_argument("--output", required=True, metavar="FILE", help="file to write")
     add_training_options(add("train", train, 32, "fine-tune a ViT, or train one from scratch"))
     sweeping = add("sweep", sweep, 32, "train once for each setting: a table and the curves")

@@ -245,6 +245,12 @@ def _cpu_has_bf16() -> bool:
     return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})  # x86 AMX, x86 AVX-512, Arm
 
 
+def resolve_run_options(args: argparse.Namespace) -> None:
+    """Replace "auto" in ``args.device`` and ``args.precision`` by what this machine has."""
+    args.device = resolve_device(args.device)
+    args.precision = resolve_precision(args.precision, args.device)
+
+
 def autocast(device: str, precision: str):
     """The context in which a model runs forward at ``precision``."""
     import torch
