@@ -86,8 +86,9 @@ def ours(options, output):
     script.load_classifiers = lambda args: [classifier]
     from utils import resolve_precision
 
-    args = SimpleNamespace(images=options.images, limit=None, output=output, batch_size=None,
-                           device="cpu", precision=resolve_precision("auto", "cpu"))
+    args = SimpleNamespace(images=options.images, limit=None, output=output, device="cpu",
+                           batch_size=script.INFERENCE_BATCH["cpu"],
+                           precision=resolve_precision("auto", "cpu"))
     started = time.perf_counter()
     script.predict(args)
     return time.perf_counter() - started

@@ -385,7 +385,9 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path, checkpoint):
     process = subprocess.Popen(
         [sys.executable, str(ROOT / SCRIPT), "predict", "--images", str(folder), "--output",
          str(tmp_path / "out" / "o.csv"), "--checkpoint", str(checkpoint), "--batch-size", "1",
-         *CPU], env={**os.environ, **OFFLINE}, stderr=subprocess.PIPE)
+         *CPU], env={**os.environ, **OFFLINE}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        # Where the tests run in the background, a shell has made them deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     seen = b""
     while b"classify" not in seen:  # the progress bar has appeared
         read = os.read(process.stderr.fileno(), 4096)
