@@ -59,7 +59,7 @@ def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
                           label=label if part == "val" or not name else None,
                           alpha=0.5 if part == "train" else 1)
     for axes, quantity in ((left, "loss"), (right, "accuracy")):
-        axes.set(xlabel="epoch", title=quantity.capitalize())
+        axes.set(xlabel="epoch", title=f"{quantity.capitalize()} (dashed: training)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
