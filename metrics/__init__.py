@@ -1,0 +1,1 @@
+"""Metrics over arrays and token lists; numpy alone."""
