@@ -7,6 +7,7 @@ the data they were measured on, and licence. A script needs nothing but the file
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -44,16 +45,17 @@ def record_measurement(path: str | Path, data_name: str, result: dict) -> None:
     save_checkpoint(path, tensors, metadata)
 
 
-def load_checkpoint(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """(tensors, metadata) of a checkpoint of ours. UserError where it is none, or another kind."""
+def load_checkpoint(path: str | Path, *kinds: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, metadata) of a checkpoint of ours, of one of ``kinds``; UserError for others."""
     tensors, metadata = read_tensors(path)
     if "kind" not in metadata:
         raise UserError(f"{path} is not a checkpoint of this project (it describes no model); "
                         "plain weights go to train --weights")
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} has format {metadata.get('format')}, this version reads {FORMAT}")
-    if metadata["kind"] != kind:
-        raise UserError(f"{path} is a {metadata['kind']} checkpoint, a {kind} is needed")
+    if metadata["kind"] not in kinds:
+        raise UserError(f"{path} is a {metadata['kind']} checkpoint, a {' or '.join(kinds)} is "
+                        "needed")
     return tensors, metadata
 
 
@@ -109,3 +111,12 @@ def load_strict(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source
     if found:
         raise UserError(f"{source} does not fit the model: {'; '.join(found)}")
     model.load_state_dict(tensors)
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors under their names, as float32: the same for every file that holds them."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        total.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
+        total.update(tensors[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()

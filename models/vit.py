@@ -17,6 +17,8 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 from models.checkpoint import load_checkpoint, load_strict, read_tensors, save_checkpoint
 
+HEADS = ("head.", "head_dist.")
+
 
 @dataclass
 class Classifier:
@@ -129,6 +131,23 @@ def average_classifiers(paths: Sequence[str | Path]) -> Classifier:
     return first
 
 
+def build_vit(
+    name: str, pretrained: bool = False, weights: str | Path | None = None, **args
+) -> tuple[VisionTransformer, dict, dict]:
+    """(a ViT without a head, its preprocessing, {"name", "args"} that rebuild it).
+
+    Weights are random, timm's for that name (``pretrained``), or a file's, whose head is left out.
+    """
+    args = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
+    model = _create(name, pretrained and weights is None, num_classes=0, **args)
+    if weights is not None:
+        tensors = checkpoint_filter_fn(read_tensors(weights)[0], model)
+        load_strict(model, {key: tensor for key, tensor in tensors.items()
+                            if not key.startswith(HEADS)}, weights)
+    preprocessing = _preprocessing(model, resolve_model_data_config(model))
+    return model, preprocessing, {"name": name, "args": args}
+
+
 def open_vit(
     source: str | Path, pretrained: bool = False, weights: str | Path | None = None
 ) -> Classifier:
@@ -210,9 +229,8 @@ def _load_body(model: VisionTransformer, path: str | Path, classes: list[str]) -
     tensors, metadata = read_tensors(path)
     tensors = checkpoint_filter_fn(tensors, model)  # resamples the position embedding
     if metadata.get("classes") != classes:
-        heads = ("head.", "head_dist.")
-        tensors = {key: value for key, value in tensors.items() if not key.startswith(heads)}
-        fresh = {key: value for key, value in model.state_dict().items() if key.startswith(heads)}
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(HEADS)}
+        fresh = {key: value for key, value in model.state_dict().items() if key.startswith(HEADS)}
         tensors.update(fresh)
     load_strict(model, tensors, path)
 

@@ -1,0 +1,240 @@
+"""The captioner interface, and a vision transformer with a GPT-2 decoder behind it.
+
+What decoding and figures need of any captioner:
+
+- ``encode(images)`` -> ``Memory``, once an image
+- ``start(memory)`` -> state of one row an image, before its first token
+- ``step(tokens, state)`` -> logits and state after one more token a row
+- ``reorder(state, index)`` -> the state of other rows
+- ``forward(memory, tokens)`` -> logits at every position (teacher forcing)
+- ``cross_attention(memory, tokens, layer)`` -> weights over the image grid, which sum to 1
+- ``max_length``, the most tokens it can write, and ``tokenizer``
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from utils import UserError, one_line
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.checkpoint import load_checkpoint, load_strict, read_tensors, save_checkpoint
+from models.gpt2 import GPT2, GPT2Config, KeyValue, from_gpt2, gpt2_config
+from models.tokenizer import Tokenizer, gpt2_files, gpt2_tokenizer
+from models.vit import build_vit
+
+IGNORED = -100  # what pads targets: no loss there
+
+
+@dataclass
+class Memory:
+    """What a decoder sees of M images: features (M, N, C), where there are any (mask (M, N), None
+    for everywhere), and each image's grid of rows × cols cells, row by row."""
+
+    features: Tensor
+    grids: list[tuple[int, int]]
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass
+class State:
+    """Keys and values of what was written, a row each, and of the memories they look at."""
+
+    past: list[KeyValue] | None
+    memory: list[KeyValue]
+    mask: Tensor | None
+
+
+class Captioner(nn.Module):
+    """Patch tokens of a timm ViT, seen by GPT-2 through cross-attention.
+
+    With ``cross_width`` None in the decoder's config it is a language model that sees nothing:
+    the base that captioners start from.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: GPT2Config, tokenizer: Tokenizer, preprocessing: dict,
+        architecture: dict, metadata: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if tokenizer.vocab_size != decoder.vocab_size:
+            raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the decoder "
+                            f"{decoder.vocab_size}; they do not belong together")
+        self.encoder, self.decoder = encoder, GPT2(decoder)
+        self.memory_proj = nn.Identity()
+        if decoder.cross_width and encoder.embed_dim != decoder.width:
+            self.memory_proj = nn.Linear(encoder.embed_dim, decoder.width)
+        self.tokenizer, self.preprocessing = tokenizer, preprocessing
+        self.architecture = architecture  # of the encoder: {"name", "args"} as timm takes them
+        self.metadata = metadata or {}
+
+    @property
+    def max_length(self) -> int:
+        return self.decoder.config.max_length
+
+    def encode(self, images: Tensor) -> Memory:
+        """images (M, 3, H, W) -> patch tokens, class and register tokens left out."""
+        features = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens:]
+        return self.memory_of(features)
+
+    def memory_of(self, features: Tensor) -> Memory:
+        """The memory of images whose patch tokens (M, N, C) are at hand already."""
+        return Memory(features, [tuple(self.encoder.patch_embed.grid_size)] * len(features))
+
+    def forward(
+        self, source: Memory | Tensor | None, tokens: Tensor, where: Tensor | None = None
+    ) -> Tensor:
+        """tokens (B, T), B a multiple of the images -> logits (B, T, vocabulary) of what follows,
+        or (places, vocabulary) of the places that are True in ``where`` (B, T).
+
+        ``source`` is a memory, images still to encode, or None where nothing is seen.
+        """
+        if source is None:
+            return self.decoder(tokens, where=where)[0]
+        memory = source if isinstance(source, Memory) else self.encode(source)
+        state = self.start(memory)
+        return self.decoder(tokens, state.memory, state.mask, where=where)[0]
+
+    def start(self, memory: Memory) -> State:
+        projected = self.decoder.project_memory(self.memory_proj(memory.features))
+        return State(None, projected, memory.mask)
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """tokens (B,) -> logits (B, vocabulary) of the next one."""
+        logits, past = self.decoder(tokens[:, None], state.memory, state.mask, state.past)
+        return logits[:, 0], replace(state, past=past)
+
+    def reorder(self, state: State, index: Tensor) -> State:
+        """index (images, beams) of rows of ``state``; the beams of an image belong to one image.
+
+        Images can be left out, rows repeated; the memories are not copied for each beam.
+        """
+        rows, images = index.reshape(-1), len(state.memory[0][0])
+        kept = index[:, 0] // (len(state.past[0][0]) // images)
+        past = [(k[rows], v[rows]) for k, v in state.past]
+        if torch.equal(kept, torch.arange(images, device=kept.device)):
+            return replace(state, past=past)
+        memory = [(k[kept], v[kept]) for k, v in state.memory]
+        return State(past, memory, None if state.mask is None else state.mask[kept])
+
+    def cross_attention(self, memory: Memory, tokens: Tensor, layer: int = -1) -> Tensor:
+        """tokens (B, T) -> (B, heads, T, N) float32: row t is what the query that wrote token
+        ``t`` saw, which is the query of the token before it (of the start, for the first)."""
+        start = torch.full_like(tokens[:, :1], self.tokenizer.start_id)
+        state = self.start(memory)
+        inputs = torch.cat([start, tokens[:, :-1]], 1)
+        return self.decoder.cross_attention(inputs, state.memory, state.mask, layer)
+
+
+# --- teacher forcing ----------------------------------------------------------------------------
+
+
+def caption_targets(captioner: Captioner, captions: list[str]) -> Tensor:
+    """Captions -> (captions, T) ids that end with the end token, padded with ``IGNORED``.
+
+    A caption that is longer than the captioner can write is cut, and then ends with no end token.
+    """
+    tokenizer = captioner.tokenizer
+    rows = [[*tokenizer.encode(text), tokenizer.end_id][:captioner.max_length]
+            for text in captions]
+    targets = torch.full((len(rows), max(map(len, rows))), IGNORED)
+    for target, row in zip(targets, rows, strict=True):
+        target[:len(row)] = torch.tensor(row)
+    return targets
+
+
+def teacher_inputs(captioner: Captioner, targets: Tensor) -> Tensor:
+    """What the decoder reads to write ``targets`` (B, T): the start, then each token but the last;
+    what stands in padded places is never looked at by a place that counts."""
+    start = torch.full_like(targets[:, :1], captioner.tokenizer.start_id)
+    read = torch.cat([start, targets[:, :-1]], 1)
+    return read.masked_fill(read == IGNORED, captioner.tokenizer.pad_id)
+
+
+def teacher_forcing_loss(
+    model: nn.Module, source: Memory | Tensor | None, targets: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, float]:
+    """(mean cross-entropy over the targets (B, T) that are not padding, share foretold rightly).
+
+    ``model`` is a captioner, or what wraps it for several processes.
+    """
+    captioner, counted = unwrap(model), targets != IGNORED
+    logits = model(source, teacher_inputs(captioner, targets), counted).float()
+    right = (logits.detach().argmax(-1) == targets[counted]).float().mean().item()
+    return F.cross_entropy(logits, targets[counted], label_smoothing=label_smoothing), right
+
+
+def unwrap(model: nn.Module) -> Captioner:
+    """The captioner inside what several processes share."""
+    return getattr(model, "module", model)
+
+
+# --- building, saving, loading ------------------------------------------------------------------
+
+
+def build_captioner(
+    name: str, decoder: GPT2Config, tokenizer: Tokenizer, *, pretrained: bool = False,
+    weights: str | Path | None = None,
+) -> Captioner:
+    """A fresh decoder on a ViT named as timm names it: random, timm's (``pretrained``, from the
+    network or its cache) or a file's (``weights``)."""
+    encoder, preprocessing, architecture = build_vit(name, pretrained, weights)
+    return Captioner(encoder, decoder, tokenizer, preprocessing, architecture)
+
+
+def gpt2_base(
+    name: str, decoder: str | Path, *, pretrained: bool = False, weights: str | Path | None = None,
+    dropout: float = 0.1,
+) -> Captioner:
+    """A base of public GPT-2 weights of any size (the course's ``decoder_model.bin``), with the
+    tokenizer beside them, on a ViT as in ``build_captioner``."""
+    tensors = from_gpt2(read_tensors(decoder)[0])
+    config = gpt2_config(tensors, decoder, dropout)
+    base = build_captioner(name, config, gpt2_tokenizer(*gpt2_files(decoder)),
+                           pretrained=pretrained, weights=weights)
+    load_strict(base.decoder, tensors, decoder)
+    return base
+
+
+def see(base: Captioner, dropout: float = 0.1, cross_width: int | None = None) -> Captioner:
+    """A captioner with the weights of ``base``, a captioner or a language model: cross-attention
+    is fresh where there was none."""
+    config = base.decoder.config
+    cross_width = config.cross_width or cross_width or config.width
+    config = replace(config, cross_width=cross_width, dropout=dropout)
+    captioner = Captioner(base.encoder, config, base.tokenizer, base.preprocessing,
+                          base.architecture)
+    load_strict(captioner, captioner.state_dict() | base.state_dict(), "the base")
+    return captioner
+
+
+def save_captioner(path: str | Path, captioner: Captioner, **metadata) -> None:
+    """Write a checkpoint in float16, of kind ``base`` where there is no cross-attention."""
+    config = captioner.decoder.config
+    save_checkpoint(path, captioner.state_dict(), {
+        "kind": "captioner" if config.cross_width else "base",
+        "encoder": captioner.architecture, "decoder": asdict(config),
+        "tokenizer": captioner.tokenizer.to_json(), "preprocessing": captioner.preprocessing,
+        **metadata})
+
+
+def load_captioner(path: str | Path, *kinds: str) -> Captioner:
+    """What ``save_captioner`` wrote, in float32 and eval mode; ``kinds`` default to captioner."""
+    tensors, metadata = load_checkpoint(path, *(kinds or ("captioner",)))
+    try:
+        encoder, config = metadata["encoder"], GPT2Config(**metadata["decoder"])
+        preprocessing, tokenizer = dict(metadata["preprocessing"]), metadata["tokenizer"]
+        vit = build_vit(encoder["name"], **encoder["args"])[0]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
+    captioner = Captioner(vit, config, Tokenizer.from_json(tokenizer), preprocessing, encoder,
+                          metadata)
+    load_strict(captioner, tensors, path)
+    return captioner.eval()

@@ -1,0 +1,221 @@
+"""GPT-2 (Radford et al. 2019) as a decoder with cross-attention, equal to transformers' GPT-2.
+
+Parameters are named as in OpenAI's and Hugging Face's files; matrices that those store
+input-major are ordinary ``nn.Linear`` here, and ``from_gpt2`` turns them over. B rows of tokens may
+look at fewer memories, M: row r looks at memory r // (B / M), so that the beams of one image, or
+its five captions, share one set of keys and values.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from utils import UserError
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KeyValue = tuple[Tensor, Tensor]  # each (rows or memories, heads, length, width / heads)
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    vocab_size: int = 50257
+    max_length: int = 1024
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    cross_width: int | None = 768  # of queries, keys and values over the memory; None: no memory
+    dropout: float = 0.1
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention over the tokens so far."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.c_attn = nn.Linear(config.width, 3 * config.width)
+        self.c_proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """x (B, T, C) -> (B, T, C), and the keys and values of everything so far."""
+        B, T, C = x.shape
+        # each (B, H, T, D)
+        q, k, v = self.c_attn(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        mask = None  # the last of T tokens sees all, each one before it one token less
+        if T > 1 and past is not None:
+            mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device)
+            mask = mask.tril(k.shape[2] - T)
+        x = F.scaled_dot_product_attention(
+            q, k, v, mask, dropout_p=self.dropout if self.training else 0.0,
+            is_causal=T > 1 and past is None)
+        return self.c_proj(x.transpose(1, 2).reshape(B, T, C)), (k, v)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from the tokens to a memory."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.q_attn = nn.Linear(config.width, config.cross_width)
+        self.c_attn = nn.Linear(config.width, 2 * config.cross_width)
+        self.c_proj = nn.Linear(config.cross_width, config.width)
+
+    def project(self, memory: Tensor) -> KeyValue:
+        """memory (M, N, C) -> keys and values; once an image, whatever is then generated."""
+        M, N, _ = memory.shape
+        k, v = self.c_attn(memory).view(M, N, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return k, v  # (M, H, N, D)
+
+    def queries(self, x: Tensor, memories: int) -> Tensor:
+        """x (B, T, C) -> (M, H, B / M · T, D): all rows of one memory side by side."""
+        return self.q_attn(x).view(memories, -1, self.heads, self.q_attn.out_features // self.heads
+                                   ).transpose(1, 2)
+
+    def forward(self, x: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
+        """x (B, T, C), mask (M, N), True where there is something to see -> (B, T, C)."""
+        B, T, _ = x.shape
+        k, v = memory
+        x = F.scaled_dot_product_attention(
+            self.queries(x, len(k)), k, v, None if mask is None else mask[:, None, None],
+            dropout_p=self.dropout if self.training else 0.0)
+        return self.c_proj(x.transpose(1, 2).reshape(B, T, -1))
+
+    def weights(self, x: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
+        """x (B, T, C) -> (B, heads, T, N) float32; rows sum to 1."""
+        B, T, _ = x.shape
+        k = memory[0]
+        q = self.queries(x, len(k)).float()
+        scores = q @ k.float().transpose(2, 3) / q.shape[-1] ** 0.5  # (M, H, B / M · T, N)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
+        weights = scores.softmax(-1).view(len(k), self.heads, -1, T, k.shape[2])
+        return weights.transpose(1, 2).reshape(B, self.heads, T, -1)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.width)
+        self.attn = SelfAttention(config)
+        if config.cross_width:
+            self.ln_cross_attn = nn.LayerNorm(config.width)
+            self.crossattention = CrossAttention(config)
+        self.ln_2 = nn.LayerNorm(config.width)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(config.width, 4 * config.width),
+                                  "c_proj": nn.Linear(4 * config.width, config.width)})
+        self.drop = nn.Dropout(config.dropout)
+
+    def attend(self, x: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        attended, present = self.attn(self.ln_1(x), past)
+        return x + self.drop(attended), present
+
+    def look_and_think(self, x: Tensor, memory: KeyValue | None, mask: Tensor | None) -> Tensor:
+        if memory is not None:
+            x = x + self.drop(self.crossattention(self.ln_cross_attn(x), memory, mask))
+        hidden = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
+        return x + self.drop(self.mlp["c_proj"](hidden))
+
+
+class GPT2(nn.Module):
+    """Tokens (and a memory) -> logits of the next token; output and input embedding are one."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.width)
+        self.wpe = nn.Embedding(config.max_length, config.width)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ln_f = nn.LayerNorm(config.width)
+        self.apply(_initialize)
+        for name, parameter in self.named_parameters():  # Radford et al. 2019, Sec. 2.3
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(parameter, std=0.02 / (2 * config.layers) ** 0.5)
+
+    def project_memory(self, memory: Tensor) -> list[KeyValue]:
+        """memory (M, N, C) -> each layer's keys and values over it."""
+        return [block.crossattention.project(memory) for block in self.h]
+
+    def forward(
+        self, tokens: Tensor, memory: list[KeyValue] | None = None, mask: Tensor | None = None,
+        past: list[KeyValue] | None = None, where: Tensor | None = None,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """tokens (B, T), which follow ``past`` -> logits (B, T, vocabulary), and the new past.
+
+        ``where`` (B, T) bool: logits (places, vocabulary) of those places alone; over a large
+        vocabulary, that is where most of a training step goes.
+        """
+        x = self.embed(tokens, past)
+        presents = []
+        for layer, block in enumerate(self.h):
+            x, present = block.attend(x, past and past[layer])
+            x = block.look_and_think(x, memory and memory[layer], mask)
+            presents.append(present)
+        x = self.ln_f(x if where is None else x[where])
+        return F.linear(x, self.wte.weight), presents
+
+    def cross_attention(
+        self, tokens: Tensor, memory: list[KeyValue], mask: Tensor | None, layer: int
+    ) -> Tensor:
+        """tokens (B, T) -> (B, heads, T, N): what each token's query sees in ``layer``."""
+        x = self.embed(tokens, None)
+        for index, block in enumerate(self.h):
+            x, _ = block.attend(x, None)
+            if index == layer % len(self.h):
+                return block.crossattention.weights(
+                    block.ln_cross_attn(x), memory[index], mask)
+            x = block.look_and_think(x, memory[index], mask)
+
+    def embed(self, tokens: Tensor, past: list[KeyValue] | None) -> Tensor:
+        start = past[0][0].shape[2] if past else 0
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        return self.drop(self.wte(tokens) + self.wpe(positions))
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+# --- the public layout --------------------------------------------------------------------------
+
+MASK_BUFFERS = ("attn.bias", "attn.masked_bias", "crossattention.bias",
+                "crossattention.masked_bias")
+
+
+def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in OpenAI's and Hugging Face's layout -> ours.
+
+    A ``transformer.`` prefix, the causal-mask buffers and an output layer that repeats the
+    embedding are left out. Their matrices are input-major, embeddings apart.
+    """
+    ours = {}
+    for key, tensor in tensors.items():
+        key = key.removeprefix("transformer.")
+        in_layer = key.split(".", 2)[-1] if key.startswith("h.") else None
+        if in_layer in MASK_BUFFERS or key == "lm_head.weight":
+            continue
+        ours[key] = tensor.t() if in_layer and tensor.ndim == 2 else tensor
+    return ours
+
+
+def gpt2_config(tensors: dict[str, Tensor], source: object, dropout: float = 0.1) -> GPT2Config:
+    """The size of a GPT-2 from its tensors (``from_gpt2``); heads are 64 wide, as in all public
+    ones. Raises UserError that names what is missing."""
+    missing = [key for key in ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight")
+               if getattr(tensors.get(key), "ndim", 0) != 2]
+    if missing:
+        raise UserError(f"{source} is no GPT-2: {', '.join(missing)} missing or no matrix")
+    vocab_size, width = tensors["wte.weight"].shape
+    layers = {int(key.split(".")[1]) for key in tensors if re.match(r"h\.\d+\.", key)}
+    return GPT2Config(vocab_size, len(tensors["wpe.weight"]), width, max(layers) + 1,
+                      max(width // 64, 1), cross_width=None, dropout=dropout)

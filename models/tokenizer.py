@@ -1,0 +1,97 @@
+"""Text to token ids and back: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019).
+
+The tokenizers library does the work. A tokenizer travels as JSON inside a checkpoint, or comes from
+GPT-2's ``encoder.json`` and ``vocab.bpe``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from utils import UserError, one_line
+
+import tokenizers
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+END_OF_TEXT = "<|endoftext|>"  # one token that starts, ends and pads a caption, as GPT-2 has it
+
+
+class Tokenizer:
+    """What a captioner needs of a tokenizer: ids, special ids, text."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend = backend
+        self.vocab_size = backend.get_vocab_size()
+        end = backend.token_to_id(END_OF_TEXT)
+        if end is None:
+            raise UserError(f"the tokenizer has no token {END_OF_TEXT}")
+        self.start_id = self.end_id = self.pad_id = end
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``, without special ones."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; special ones are left out."""
+        return " ".join(self.backend.decode(ids, skip_special_tokens=True).split())
+
+    def to_json(self) -> str:
+        return self.backend.to_str()
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text))
+        except Exception as error:  # the library raises plain Exception for what it cannot parse
+            raise UserError(f"the tokenizer cannot be read: {one_line(error)}") from None
+
+
+def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A BPE over lower-cased captions, in which only letters, digits, apostrophes and hyphens
+    within words count. The metrics know neither capitals nor punctuation, so neither does it."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.normalizer = normalizers.Sequence([
+        normalizers.NFKC(), normalizers.Lowercase(),
+        normalizers.Replace(Regex(r"\s+(?='s\b)"), ""),  # "the dog 's" is how Flickr8k writes it
+        normalizers.Replace(Regex(r"[^\p{L}\p{N}'\-]+"), " "),
+        normalizers.Replace(Regex(r"(?<![\p{L}\p{N}])['\-]+|['\-]+(?![\p{L}\p{N}])"), " "),
+        normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(captions, tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return Tokenizer(backend)
+
+
+def gpt2_tokenizer(encoder_json: str | Path, vocab_bpe: str | Path) -> Tokenizer:
+    """GPT-2's own, from its two files. UserError that names them where they do not fit."""
+    try:
+        model = tokenizers.models.BPE.from_file(str(encoder_json), str(vocab_bpe))
+        backend = tokenizers.Tokenizer(model)
+    except Exception as error:  # the library raises plain Exception for whatever is wrong
+        raise UserError(f"{encoder_json} and {vocab_bpe} are no GPT-2 tokenizer: "
+                        f"{one_line(error)}") from None
+    if backend.token_to_id(END_OF_TEXT) is None:
+        raise UserError(f"{encoder_json} has no token {END_OF_TEXT}")
+    backend.add_special_tokens([END_OF_TEXT])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend)
+
+
+def gpt2_files(weights: str | Path) -> tuple[Path, Path]:
+    """Where ``encoder.json`` and ``vocab.bpe`` for these GPT-2 weights are: beside them, in
+    ``ckpt/``, or in the hub's cache as ``gpt2``'s ``vocab.json`` and ``merges.txt``."""
+    for folder in (Path(weights).resolve().parent, Path(__file__).resolve().parents[1] / "ckpt"):
+        files = folder / "encoder.json", folder / "vocab.bpe"
+        if all(file.is_file() for file in files):
+            return files
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = [try_to_load_from_cache("gpt2", name) for name in ("vocab.json", "merges.txt")]
+    if all(isinstance(path, str) for path in cached):
+        return Path(cached[0]), Path(cached[1])
+    raise UserError(f"the tokenizer of {weights} is missing: put encoder.json and vocab.bpe "
+                    "beside it")
