@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils import IMAGE_EXTENSIONS, UserError, read_json
@@ -46,6 +47,41 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
         if not all(isinstance(caption, str) for caption in captions[identity]):
             raise UserError(f"{path}: a caption of image {name} is not a string")
     return {name: captions[identity] for identity, name in names.items()}
+
+
+def image_files(folder: str | Path, names: Sequence[str], source: object) -> list[Path]:
+    """The files that the captions in ``source`` are about; UserError that names missing ones."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"image folder {folder} does not exist")
+    paths = [folder / name for name in names]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(paths)} images in {source} are not in {folder} "
+                        f"({', '.join(missing[:5])}{', …' * (len(missing) > 5)})")
+    return paths
+
+
+def hold_out(items: Sequence, count: int) -> tuple[list, list]:
+    """(the rest, ``count`` of ``items`` spread evenly over them), the same ones every time."""
+    if count >= len(items):
+        raise UserError(f"{len(items)} are too few to hold out {count} of them")
+    places = {(2 * i + 1) * len(items) // (2 * count) for i in range(count)}
+    return ([item for place, item in enumerate(items) if place not in places],
+            [item for place, item in enumerate(items) if place in places])
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """Every caption of a file in COCO's format, or of ``{"<image name>": ["caption", …], …}``."""
+    content = read_json(path)
+    if isinstance(content, dict) and "annotations" not in content:
+        texts = [text for captions in content.values() for text in captions]
+    else:
+        texts = [text for captions in read_captions(path).values() for text in captions]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{path} must hold captions in COCO's format, or "
+                        '{"<image name>": ["caption", …], …}')
+    return texts
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:

@@ -57,6 +57,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return value
+
+
 def fraction(text: str) -> float:
     """argparse type: a number from 0 to below 1."""
     value = float(text)
@@ -128,6 +136,22 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
                        help="processes that read photos; 0 reads in the main one")
     group.add_argument("--resume", action="store_true", help="continue the training in --out")
     return group
+
+
+def add_search_options(parser: argparse.ArgumentParser, beams: int) -> None:
+    """The options behind ``models.decoding.Search``."""
+    group = parser.add_argument_group("search")
+    group.add_argument("--beam", type=positive_int, default=beams, metavar="N",
+                       help="beams; 1 is greedy")
+    group.add_argument("--length-penalty", type=non_negative, default=1.0, metavar="POWER",
+                       help="a finished caption's log-probability is divided by its length to this "
+                            "power; above 1 favours long ones")
+    group.add_argument("--min-length", type=natural, default=0, metavar="N",
+                       help="tokens before a caption may end")
+    group.add_argument("--max-length", type=positive_int, metavar="N",
+                       help="tokens at most (default: what the captioner can write)")
+    group.add_argument("--no-repeat-ngram", type=natural, default=0, metavar="N",
+                       help="write no N tokens twice in one caption; 0: no such rule")
 
 
 def combinations(vary: list[str]) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from metrics.ptb import tokenize_all
 from metrics.rouge import rouge_l
 
 NAMES = ("CIDEr", *(f"BLEU-{n + 1}" for n in range(ORDERS)), "ROUGE-L")
+OPEN_ENDS = {("a",), ("an",), ("of",), ("in",), ("on",), ("the",), ("with",), ("and",), ("to",), ()}
 
 
 def score_captions(
@@ -49,3 +50,17 @@ def score_captions(
     intervals = {name: [a, b] for name, a, b in
                  zip(NAMES, low.tolist(), high.tolist(), strict=True)}
     return scores, intervals, per_image
+
+
+def describe(texts: Sequence[str], training: Sequence[str] | None = None) -> dict[str, float]:
+    """What captions read like: words, how many are distinct, how many break off after a word that
+    ends no sentence, and how many stand among the ``training`` captions word for word."""
+    words = [tuple(tokens) for tokens in tokenize_all(texts)]
+    count = max(len(words), 1)
+    about = {"mean_words": sum(map(len, words)) / count,
+             "distinct_captions": len(set(words)), "distinct_words": len(set(sum(words, ()))),
+             "broken_off": sum(tokens[-1:] in OPEN_ENDS for tokens in words) / count}
+    if training is not None:
+        known = {tuple(tokens) for tokens in tokenize_all(training)}
+        about["copied_from_training"] = sum(tokens in known for tokens in words) / count
+    return about

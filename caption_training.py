@@ -1,0 +1,231 @@
+"""Training tasks of captioners, for every script that trains one: teacher forcing, self-critical
+training on CIDEr, and language modelling. Between the scripts and the rooms, as ``captioning``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from utils import UserError, autocast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object
+from torch import Tensor
+
+import data
+from captioning import caption_features, caption_images, patch_features
+from metrics.captions import score_captions
+from metrics.cider import CiderReward
+from metrics.ptb import tokenize_all
+from models.captioner import (
+    IGNORED,
+    Captioner,
+    Memory,
+    caption_targets,
+    teacher_forcing_loss,
+    teacher_inputs,
+    unwrap,
+)
+from models.decoding import Search, sample
+from training import Task
+
+# --- photos with captions -----------------------------------------------------------------------
+
+
+class References:
+    """The training captions of N images: as ids to learn, and as words to be rewarded against."""
+
+    def __init__(self, captioner: Captioner, captions: Sequence[Sequence[str]]) -> None:
+        self.captions = captions
+        flat = caption_targets(captioner, [text for texts in captions for text in texts])
+        counts = torch.tensor([len(texts) for texts in captions])
+        slots = torch.arange(int(counts.max())) < counts[:, None]  # (images, captions)
+        self.targets = torch.full((*slots.shape, flat.shape[1]), IGNORED)
+        self.targets[slots] = flat
+
+    def of(self, images: Tensor, device: torch.device) -> Tensor:
+        """(images · captions, T) targets, image by image, cut to the longest."""
+        rows = self.targets[images.cpu()].flatten(0, 1)
+        return rows[:, (rows != IGNORED).any(0)].to(device)
+
+    def reward(self) -> CiderReward:
+        tokens = iter(tokenize_all([text for texts in self.captions for text in texts]))
+        return CiderReward([[next(tokens) for _ in texts] for texts in self.captions])
+
+
+class Features:
+    """A dataset of (features (patches, width), index)."""
+
+    def __init__(self, features: np.ndarray) -> None:
+        self.features = features
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing here is random."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int):
+        return torch.from_numpy(self.features[index].astype(np.float32)), index
+
+
+def caption_task(
+    captioner: Captioner, paths: list[Path], captions: list[list[str]], val_paths: list[Path],
+    val: dict[str, list[str]], search: Search, save: Callable, args,
+) -> Task:
+    """The task of captioning ``paths``, judged by CIDEr on ``val``.
+
+    Where the encoder is frozen and photos are not augmented, its features are computed once.
+    """
+    references = References(captioner, captions)
+    frozen = not any(p.requires_grad for p in captioner.encoder.parameters())
+    stored = frozen and args.augment == ["none"]
+    transform = data.Transform.from_fields(captioner.preprocessing)
+    if stored:
+        dataset, val_features = (patch_features(captioner, part, args, args.features)
+                                 for part in (paths, val_paths))
+        dataset = Features(dataset)
+    else:
+        dataset = data.LabelledImages(paths, list(range(len(paths))),
+                                      data.augmentation(args.augment, transform), args.seed)
+
+    def prepare(batch):
+        return batch if stored else (transform.normalize(batch[0]), batch[1])
+
+    def source_of(captioner, images):
+        return captioner.memory_of(images) if stored else images
+
+    def validate(model, accelerator):
+        share = range(accelerator.process_index, len(val_paths), accelerator.num_processes)
+        if stored:
+            texts = caption_features(model, val_features[share], search, args)
+        else:
+            _, texts, unreadable = caption_images(
+                model, [val_paths[i] for i in share], search, args, "validate")
+            if unreadable:
+                raise UserError("unreadable: {}: {}".format(*unreadable[0]))
+        mine = [(val_paths[i].name, text) for i, text in zip(share, texts, strict=True)]
+        return judge(dict(gather_object(mine)), val)
+
+    if args.objective == "xe":
+        loss = _cross_entropy(references, args.label_smoothing, source_of)
+    else:
+        loss = _self_critical(references, args.samples, source_of)
+    groups = parameter_groups(captioner, args.weight_decay, args.encoder_lr)
+    return Task(dataset, groups, prepare, loss, validate, save, select="val_CIDEr")
+
+
+def _cross_entropy(references: References, label_smoothing: float, source_of: Callable):
+    """Teacher forcing on every reference caption of a batch's images."""
+    def loss(model, batch):
+        images, indices = batch
+        targets = references.of(indices, images.device)
+        source = source_of(unwrap(model), images)
+        loss, right = teacher_forcing_loss(model, source, targets, label_smoothing)
+        return loss, right * len(images)
+
+    return loss
+
+
+def _self_critical(references: References, count: int, source_of: Callable):
+    """Self-critical sequence training (Rennie et al. 2017) on CIDEr: ``count`` captions an image
+    are drawn, and each is reinforced by how much better it is than the mean of the others (the
+    baseline of Luo 2020, "A Better Variant of Self-Critical Sequence Training").
+
+    What is reported as accuracy is the mean reward, over 10.
+    """
+    reward = references.reward()
+
+    def loss(model, batch):
+        images, indices = batch
+        captioner = unwrap(model)
+        captioner.eval()  # what is drawn and what is reinforced must come from one distribution
+        with torch.no_grad():
+            source = source_of(captioner, images)
+            memory = source if isinstance(source, Memory) else captioner.encode(source)
+            drawn = sample(captioner, memory, count)
+        texts = tokenize_all([captioner.tokenizer.decode(row) for row in drawn.tolist()])
+        rewards = torch.tensor([reward(index, texts[i * count:(i + 1) * count])
+                                for i, index in enumerate(indices.tolist())])  # (images, count)
+        baseline = (rewards.sum(1, keepdim=True) - rewards) / (count - 1)
+        advantage = (rewards - baseline).flatten().to(images.device)
+        ends = (drawn == captioner.tokenizer.end_id).cumsum(1)
+        targets = drawn.masked_fill(ends > 1, IGNORED)  # the first end token is the caption's own
+        counted = targets != IGNORED
+        logits = model(source, teacher_inputs(captioner, targets), counted)
+        surprise = F.cross_entropy(logits.float(), targets[counted], reduction="none")
+        loss = (advantage[:, None].expand_as(targets)[counted] * surprise).mean()
+        return loss, rewards.mean().item() / 10 * len(images)
+
+    return loss
+
+
+def judge(captions: dict[str, str], references: dict[str, list[str]]) -> dict:
+    """What ``captions`` score on the images of ``references``, and how alike they are."""
+    names = list(references)
+    scores, _, _ = score_captions([captions[name] for name in names],
+                                  [references[name] for name in names])
+    return {"val_CIDEr": scores["CIDEr"], "val_BLEU-4": scores["BLEU-4"],
+            "val_length": float(np.mean([len(captions[name].split()) for name in names])),
+            "val_distinct": len(set(captions.values())) / len(names)}
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float, encoder_lr: float) -> list[dict]:
+    """Trained parameters by part and by whether they decay; ``encoder_lr`` scales the encoder's
+    learning rate. Norms, biases and embeddings do not decay."""
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            embedding = any(part in name for part in ("wte", "wpe", "pos_embed", "cls_token"))
+            decay = 0.0 if embedding or parameter.ndim < 2 else weight_decay
+            scale = encoder_lr if name.startswith("encoder.") else 1.0
+            groups.setdefault((decay, scale), []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (decay, scale), parameters in groups.items()]
+
+
+# --- captions alone -----------------------------------------------------------------------------
+
+
+class Texts:
+    """A dataset of (targets (T,),): captions padded to one length."""
+
+    def __init__(self, base: Captioner, texts: Sequence[str]) -> None:
+        self.targets = caption_targets(base, list(texts))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing here is random."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int):
+        return (self.targets[index],)
+
+
+def language_task(
+    base: Captioner, texts: list[str], val_texts: list[str], save: Callable, args
+) -> Task:
+    """The task of foretelling the next token of captions, judged by ``val_texts``."""
+    def loss(model, batch):
+        targets = batch[0][:, (batch[0] != IGNORED).any(0)]
+        loss, right = teacher_forcing_loss(model, None, targets, args.label_smoothing)
+        return loss, right * len(targets)
+
+    val = caption_targets(base, val_texts)
+
+    @torch.inference_mode()
+    def validate(model, accelerator):
+        total = count = 0
+        for part in val.split(256):
+            with autocast(args.device, args.precision):
+                mean, _ = teacher_forcing_loss(model, None, part.to(args.device))
+            tokens = int((part != IGNORED).sum())
+            total, count = total + mean.item() * tokens, count + tokens
+        return {"val_log_likelihood": -total / count, "val_perplexity": math.exp(total / count)}
+
+    return Task(Texts(base, texts), parameter_groups(base, args.weight_decay, 0.0),
+                lambda batch: batch, loss, validate, save, select="val_log_likelihood")

@@ -1,0 +1,95 @@
+"""Captions of photos, for every script that writes them. Between the scripts, which never import
+each other, and the rooms: it may use every room."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import UserError, autocast, progress, whole_file
+
+import numpy as np
+import torch
+
+import data
+from models.captioner import Captioner, Memory
+from models.checkpoint import digest
+from models.decoding import Search, generate
+
+BATCH = {"cpu": 16, "cuda": 128}
+
+
+def search_from(args) -> Search:
+    return Search(beams=args.beam, length_penalty=args.length_penalty, min_length=args.min_length,
+                  no_repeat_ngram=args.no_repeat_ngram, max_length=args.max_length)
+
+
+def caption_images(
+    captioner: Captioner, paths: Sequence[Path], search: Search, args, title: str = "caption"
+) -> tuple[list[Path], list[str], list[tuple[Path, str]]]:
+    """(readable paths, their captions, [(path, reason)] of the others)."""
+    readable, texts, unreadable = [], [], []
+    for names, memory in encoded_batches(captioner, paths, args, unreadable, title):
+        readable += names
+        texts += write_captions(captioner, memory, search, args)
+    return readable, texts, unreadable
+
+
+def caption_features(
+    captioner: Captioner, features: np.ndarray, search: Search, args
+) -> list[str]:
+    """The captions of images whose patch features (images, patches, width) are at hand."""
+    texts = []
+    for start in range(0, len(features), args.batch_size):
+        part = torch.from_numpy(features[start:start + args.batch_size].astype(np.float32))
+        texts += write_captions(captioner, captioner.memory_of(part.to(args.device)), search, args)
+    return texts
+
+
+def write_captions(captioner: Captioner, memory: Memory, search: Search, args) -> list[str]:
+    with autocast(args.device, args.precision):
+        return [captioner.tokenizer.decode(ids) for ids in generate(captioner, memory, search)]
+
+
+def encoded_batches(captioner: Captioner, paths: Sequence[Path], args, unreadable: list, title):
+    """Yield (paths, memory) batch by batch; unreadable files go to ``unreadable``."""
+    transform = data.Transform.from_fields(captioner.preprocessing)
+    captioner.to(args.device).eval()
+    with progress(len(paths), title, "img") as bar:
+        for names, pixels in data.read_batches(
+                paths, transform, args.batch_size,
+                lambda path, reason: unreadable.append((path, reason))):
+            images = transform.normalize(torch.from_numpy(pixels).to(args.device))
+            with torch.inference_mode(), autocast(args.device, args.precision):
+                memory = captioner.encode(images)
+            yield names, memory
+            bar.update(len(names))
+
+
+def patch_features(
+    captioner: Captioner, paths: Sequence[Path], args, folder: str | Path
+) -> np.ndarray:
+    """(images, patches, width) float16, memory-mapped: what the encoder makes of ``paths``.
+
+    Computed once and kept in ``folder`` under a name made from the encoder's digest, its
+    preprocessing, the precision, and name, size and time of every file: when any changes, so does
+    the name.
+    """
+    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    identity = json.dumps([digest(captioner.encoder.state_dict()), captioner.preprocessing,
+                           args.precision, files])
+    path = Path(folder) / f"features-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        shape = (len(paths), captioner.encoder.patch_embed.num_patches, captioner.encoder.embed_dim)
+        with whole_file(path) as temporary:
+            features = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+            done, unreadable = 0, []
+            for names, memory in encoded_batches(captioner, paths, args, unreadable, "encode"):
+                features[done:done + len(names)] = memory.features.half().cpu()
+                done += len(names)
+            if unreadable:
+                raise UserError("{}: {}; mend or remove it, then train".format(*unreadable[0]))
+            features.flush()
+    return np.load(path, mmap_mode="r")
