@@ -46,9 +46,15 @@ class References:
         self.targets = torch.full((*slots.shape, flat.shape[1]), IGNORED)
         self.targets[slots] = flat
 
-    def of(self, images: Tensor, device: torch.device) -> Tensor:
-        """(images · captions, T) targets, image by image, cut to the longest."""
-        rows = self.targets[images.cpu()].flatten(0, 1)
+    def of(self, images: Tensor, device: torch.device, each: int | None = None) -> Tensor:
+        """(images · captions, T) targets, image by image, cut to the longest; ``each`` draws so
+        many captions of every image."""
+        rows = self.targets[images.cpu()]  # (images, captions, T)
+        if each and each < rows.shape[1]:
+            there = (rows[..., 0] != IGNORED).float() + 1e-9  # padding only where nothing else is
+            drawn = there.multinomial(each)
+            rows = rows.gather(1, drawn[..., None].expand(-1, -1, rows.shape[2]))
+        rows = rows.flatten(0, 1)
         return rows[:, (rows != IGNORED).any(0)].to(device)
 
     def reward(self) -> CiderReward:
@@ -111,18 +117,20 @@ def caption_task(
         return judge(dict(gather_object(mine)), val)
 
     if args.objective == "xe":
-        loss = _cross_entropy(references, args.label_smoothing, source_of)
+        loss = _cross_entropy(references, args.captions_each, args.label_smoothing, source_of)
     else:
         loss = _self_critical(references, args.samples, source_of)
     groups = parameter_groups(captioner, args.weight_decay, args.encoder_lr)
     return Task(dataset, groups, prepare, loss, validate, save, select="val_CIDEr")
 
 
-def _cross_entropy(references: References, label_smoothing: float, source_of: Callable):
-    """Teacher forcing on every reference caption of a batch's images."""
+def _cross_entropy(
+    references: References, each: int | None, label_smoothing: float, source_of: Callable
+):
+    """Teacher forcing on the reference captions of a batch's images, or on ``each`` of them."""
     def loss(model, batch):
         images, indices = batch
-        targets = references.of(indices, images.device)
+        targets = references.of(indices, images.device, each)
         source = source_of(unwrap(model), images)
         loss, right = teacher_forcing_loss(model, source, targets, label_smoothing)
         return loss, right * len(images)

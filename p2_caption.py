@@ -354,6 +354,8 @@ def make_parser():
     recipe = add_training_options(training)
     recipe.add_argument("--objective", choices=("xe", "cider"), default="xe",
                         help="cross-entropy, or self-critical training on CIDEr")
+    recipe.add_argument("--captions-each", type=positive_int, metavar="N",
+                        help="learn N captions of each photo an epoch, drawn anew (default: all)")
     recipe.add_argument("--samples", type=int, choices=range(2, 33), default=5, metavar="N",
                         help="captions that self-critical training draws of each photo")
     recipe.add_argument("--encoder-lr", type=non_negative, default=0.0, metavar="FACTOR",
