@@ -79,14 +79,15 @@ class Features:
 
 
 def caption_task(
-    captioner: Captioner, paths: list[Path], captions: list[list[str]], val_paths: list[Path],
-    val: dict[str, list[str]], search: Search, save: Callable, args,
+    captioner: Captioner, images: dict[Path, list[str]], val: dict[Path, list[str]],
+    search: Search, save: Callable, args,
 ) -> Task:
-    """The task of captioning ``paths``, judged by CIDEr on ``val``.
+    """The task of captioning ``images``, judged by CIDEr on ``val``.
 
     Where the encoder is frozen and photos are not augmented, its features are computed once.
     """
-    references = References(captioner, captions)
+    paths, val_paths = list(images), list(val)
+    references = References(captioner, list(images.values()))
     frozen = not any(p.requires_grad for p in captioner.encoder.parameters())
     stored = frozen and args.augment == ["none"]
     transform = data.Transform.from_fields(captioner.preprocessing)
@@ -113,13 +114,13 @@ def caption_task(
                 model, [val_paths[i] for i in share], search, args, "validate")
             if unreadable:
                 raise UserError("unreadable: {}: {}".format(*unreadable[0]))
-        mine = [(val_paths[i].name, text) for i, text in zip(share, texts, strict=True)]
-        return judge(dict(gather_object(mine)), val)
+        written = dict(gather_object(list(zip(share, texts, strict=True))))
+        return judge([written[i] for i in range(len(val))], list(val.values()))
 
     if args.objective == "xe":
         loss = _cross_entropy(references, args.captions_each, args.label_smoothing, source_of)
     else:
-        loss = _self_critical(references, args.samples, source_of)
+        loss = _self_critical(references, args.samples, search, source_of)
     groups = parameter_groups(captioner, args.weight_decay, args.encoder_lr)
     return Task(dataset, groups, prepare, loss, validate, save, select="val_CIDEr")
 
@@ -138,7 +139,7 @@ def _cross_entropy(
     return loss
 
 
-def _self_critical(references: References, count: int, source_of: Callable):
+def _self_critical(references: References, count: int, search: Search, source_of: Callable):
     """Self-critical sequence training (Rennie et al. 2017) on CIDEr: ``count`` captions an image
     are drawn, and each is reinforced by how much better it is than the mean of the others (the
     baseline of Luo 2020, "A Better Variant of Self-Critical Sequence Training").
@@ -154,7 +155,7 @@ def _self_critical(references: References, count: int, source_of: Callable):
         with torch.no_grad():
             source = source_of(captioner, images)
             memory = source if isinstance(source, Memory) else captioner.encode(source)
-            drawn = sample(captioner, memory, count)
+            drawn = sample(captioner, memory, count, search)
         texts = tokenize_all([captioner.tokenizer.decode(row) for row in drawn.tolist()])
         rewards = torch.tensor([reward(index, texts[i * count:(i + 1) * count])
                                 for i, index in enumerate(indices.tolist())])  # (images, count)
@@ -171,14 +172,12 @@ def _self_critical(references: References, count: int, source_of: Callable):
     return loss
 
 
-def judge(captions: dict[str, str], references: dict[str, list[str]]) -> dict:
-    """What ``captions`` score on the images of ``references``, and how alike they are."""
-    names = list(references)
-    scores, _, _ = score_captions([captions[name] for name in names],
-                                  [references[name] for name in names])
+def judge(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
+    """What ``captions`` score against each image's ``references``, and how alike they are."""
+    scores, _, _ = score_captions(captions, references)
     return {"val_CIDEr": scores["CIDEr"], "val_BLEU-4": scores["BLEU-4"],
-            "val_length": float(np.mean([len(captions[name].split()) for name in names])),
-            "val_distinct": len(set(captions.values())) / len(names)}
+            "val_length": float(np.mean([len(text.split()) for text in captions])),
+            "val_distinct": len(set(captions)) / len(captions)}
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float, encoder_lr: float) -> list[dict]:

@@ -49,17 +49,24 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
     return {name: captions[identity] for identity, name in names.items()}
 
 
-def image_files(folder: str | Path, names: Sequence[str], source: object) -> list[Path]:
-    """The files that the captions in ``source`` are about; UserError that names missing ones."""
-    folder = Path(folder)
-    if not folder.is_dir():
+def captioned_images(
+    folder: str | Path, source: str | Path, limit: int | None = None
+) -> dict[Path, list[str]]:
+    """Image file in ``folder`` -> its captions in ``source`` (COCO's format); ``limit`` keeps that
+    many, spread evenly. Raises UserError that names files which are not there."""
+    captions = read_captions(source)
+    if not Path(folder).is_dir():
         raise UserError(f"image folder {folder} does not exist")
-    paths = [folder / name for name in names]
-    missing = [path.name for path in paths if not path.is_file()]
+    images = {Path(folder) / name: texts for name, texts in captions.items()}
+    missing = [str(path.relative_to(folder)) for path in images if not path.is_file()]
     if missing:
-        raise UserError(f"{len(missing)} of {len(paths)} images in {source} are not in {folder} "
+        raise UserError(f"{len(missing)} of {len(images)} images in {source} are not in {folder} "
                         f"({', '.join(missing[:5])}{', …' * (len(missing) > 5)})")
-    return paths
+    if limit is None or limit >= len(images):
+        return images
+    kept = list(images)
+    return {path: images[path] for path in
+            (kept[i * len(kept) // limit] for i in range(limit))}
 
 
 def hold_out(items: Sequence, count: int) -> tuple[list, list]:
@@ -75,13 +82,15 @@ def read_texts(path: str | Path) -> list[str]:
     """Every caption of a file in COCO's format, or of ``{"<image name>": ["caption", …], …}``."""
     content = read_json(path)
     if isinstance(content, dict) and "annotations" not in content:
-        texts = [text for captions in content.values() for text in captions]
+        captions = content
     else:
-        texts = [text for captions in read_captions(path).values() for text in captions]
-    if not texts or not all(isinstance(text, str) for text in texts):
+        captions = read_captions(path)
+    if not captions or not all(
+            isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+            for texts in captions.values()):
         raise UserError(f"{path} must hold captions in COCO's format, or "
                         '{"<image name>": ["caption", …], …}')
-    return texts
+    return [text for texts in captions.values() for text in texts]
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:

@@ -53,16 +53,17 @@ HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "ckpt" / "flickr8k_captioner.safetensors"
 SHOWN = 20  # captions that are printed; the JSON has all
 FILES = ("images", "captions", "val_captions", "checkpoint", "decoder", "weights")
+FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
 
 # --- commands -----------------------------------------------------------------------------------
 
 
 def predict(args):
-    import captioning
-
     paths = data.list_images(args.images, args.limit)
     data.refuse_equal_stems(paths)
     check_writable(args.output)
+    import captioning  # torch takes seconds: after what needs none
+
     captioner = open_captioner(args)
     readable, texts, unreadable = captioning.caption_images(
         captioner, paths, captioning.search_from(args), args)
@@ -76,19 +77,18 @@ def predict(args):
 
 
 def evaluate(args):
-    import captioning
-
-    references = captions.read_captions(args.captions)
-    paths = captions.image_files(args.images, list(references), args.captions)[:args.limit]
+    images = captions.captioned_images(args.images, args.captions, args.limit)
     copied_from = captions.read_texts(args.train_captions) if args.train_captions else None
     for path in filter(None, (args.output, args.per_image)):
         check_writable(path)
+    import captioning
+
     captioner = open_captioner(args)
     search = captioning.search_from(args)
-    readable, texts, unreadable = captioning.caption_images(captioner, paths, search, args)
+    readable, texts, unreadable = captioning.caption_images(captioner, list(images), search, args)
     report_unreadable(readable, unreadable)
-    result = scored([path.name for path in readable], texts,
-                    [references[path.name] for path in readable], args)
+    result = scored([path.name for path in readable], texts, [images[path] for path in readable],
+                    args)
     result |= {"reads": describe(texts, copied_from), "checkpoint": str(args.checkpoint),
                "captions": str(args.captions), "search": dataclasses.asdict(search),
                "device": args.device, "precision": args.precision, "unreadable": len(unreadable)}
@@ -144,29 +144,29 @@ def train(args):
     from captioning import search_from
     from models.captioner import save_captioner
 
-    references = captions.read_captions(args.captions)
-    paths = captions.image_files(args.images, list(references), args.captions)[:args.limit]
+    images = captions.captioned_images(args.images, args.captions, args.limit)
     if args.val_captions:
-        val = captions.read_captions(args.val_captions)
-        val_paths = captions.image_files(args.val_images or args.images, list(val),
-                                         args.val_captions)
+        val = captions.captioned_images(args.val_images or args.images, args.val_captions)
     else:
-        paths, val_paths = captions.hold_out(paths, args.hold_out)
-        val = {path.name: references[path.name] for path in val_paths}
-    data.check_images(paths + val_paths)
+        images, val = map(dict, captions.hold_out(list(images.items()), args.hold_out))
+    if len(val) < 2:
+        raise UserError("CIDEr needs two images or more to validate on")
+    training.check_out(args.out, args.resume)
+    data.check_images([*images, *val])
     resolve_run_options(args)
     torch.manual_seed(args.seed)
-    texts = [references[path.name] for path in paths]
-    captioner = starting_point(args, texts)
+    captioner = starting_point(args, list(images.values()))
     captioner.encoder.requires_grad_(args.encoder_lr > 0)
+    if args.resize:
+        captioner.preprocessing |= {"resize": args.resize, "crop_pct": 1.0}
     args.features = args.features or str(Path(args.out) / "features")
-    about = describe_training(args, {"captions": Path(args.captions).name, "images": len(paths)})
+    about = describe_training(args, {"captions": Path(args.captions).name, "images": len(images)})
 
     def save(path, model, row):
         save_captioner(path, model, **about, metrics=row)
 
-    task = caption_task(captioner, paths, texts, val_paths, val, search_from(args), save, args)
-    return fit(training, captioner, task, args)
+    task = caption_task(captioner, images, val, search_from(args), save, args)
+    return fit(training, captioner, task, about["recipe"], args)
 
 
 def pretrain(args):
@@ -178,7 +178,9 @@ def pretrain(args):
     from models.captioner import save_captioner
 
     texts = [text for path in args.captions for text in captions.read_texts(path)]
-    texts, val_texts = captions.hold_out(texts[:args.limit], max(len(texts) // 20, 1))
+    texts = texts[:args.limit]
+    texts, val_texts = captions.hold_out(texts, max(len(texts) // 20, 1))
+    training.check_out(args.out, args.resume)
     resolve_run_options(args)
     torch.manual_seed(args.seed)
     base = fresh_base(args, texts)
@@ -189,7 +191,8 @@ def pretrain(args):
     def save(path, model, row):
         save_captioner(path, model, **about, metrics=row)
 
-    return fit(training, base, language_task(base, texts, val_texts, save, args), args)
+    task = language_task(base, texts, val_texts, save, args)
+    return fit(training, base, task, about["recipe"], args)
 
 
 # --- what the commands share --------------------------------------------------------------------
@@ -212,17 +215,22 @@ def report_unreadable(readable, unreadable):
         warn(f"unreadable: {path}: {reason}")
 
 
-def starting_point(args, texts):
+def starting_point(args, captions):
     """The captioner that training starts from: a checkpoint's weights, public GPT-2 weights, or
-    a fresh decoder with a tokenizer made of ``texts``."""
+    a fresh decoder with a tokenizer made of ``captions``."""
     from models.captioner import gpt2_base, load_captioner, see
 
+    taken = ["weights", "pretrained", *FRESH_DECODER] if args.checkpoint else [*FRESH_DECODER]
+    unused = [name for name in taken if getattr(args, name)]
+    if (args.checkpoint or args.decoder) and unused:
+        raise UserError(f"--{unused[0].replace('_', '-')} has no effect on what "
+                        f"--{'checkpoint' if args.checkpoint else 'decoder'} gives; leave it out")
     if args.checkpoint:
         base = load_captioner(args.checkpoint, "base", "captioner")
     elif args.decoder:
         base = gpt2_base(args.model, args.decoder, pretrained=args.pretrained, weights=args.weights)
     else:
-        base = fresh_base(args, [text for captions in texts for text in captions])
+        base = fresh_base(args, [text for texts in captions for text in texts])
     return see(base, args.dropout)
 
 
@@ -231,26 +239,32 @@ def fresh_base(args, texts):
     from models.gpt2 import GPT2Config
     from models.tokenizer import train_bpe
 
-    if args.width % args.heads:
-        raise UserError(f"--heads {args.heads} does not divide --width {args.width}")
-    tokenizer = train_bpe(texts, args.vocab_size)
-    config = GPT2Config(tokenizer.vocab_size, args.max_length or 40, args.width, args.layers,
-                        args.heads, cross_width=None, dropout=args.dropout)
+    vocab_size, width, layers, heads = (getattr(args, name) or default
+                                        for name, default in FRESH_DECODER.items())
+    if width % heads:
+        raise UserError(f"--heads {heads} does not divide --width {width}")
+    tokenizer = train_bpe(texts, vocab_size)
+    config = GPT2Config(tokenizer.vocab_size, args.max_length or 40, width, layers, heads,
+                        cross_width=None, dropout=args.dropout)
     return build_captioner(args.model, config, tokenizer, pretrained=args.pretrained,
                            weights=args.weights)
 
 
 def describe_training(args, trained_on):
     """What a checkpoint keeps of how it was trained: of each path, its name alone."""
-    recipe = {key: Path(value).name if key in FILES and isinstance(value, str) else value
+    def bare(value):
+        return [bare(word) for word in value] if isinstance(value, list) else Path(value).name
+
+    recipe = {key: bare(value) if key in FILES and value else value
               for key, value in vars(args).items()
-              if key not in ("run", "command", "out", "val_images", "features")}
+              if key not in ("run", "command", "out", "val_images", "features", "resume", "about")}
     return {"recipe": recipe, "trained_on": trained_on, "about": args.about}
 
 
-def fit(training, model, task, args):
+def fit(training, model, task, settings, args):
     recipe = training.Recipe(**{field.name: getattr(args, field.name)
                                 for field in dataclasses.fields(training.Recipe)})
+    task.settings = {key: value for key, value in settings.items() if not hasattr(recipe, key)}
     history = training.fit(model, task, recipe, Path(args.out), args.resume)
     warn(f"wrote best.safetensors, last.safetensors and history.csv into {args.out}")
     return history
@@ -268,14 +282,9 @@ def add_training_options(parser):
     model.add_argument("--pretrained", action="store_true",
                        help="give the encoder timm's weights for this name (network)")
     model.add_argument("--weights", metavar="FILE", help="give the encoder these weights")
-    model.add_argument("--vocab-size", type=positive_int, default=4096, metavar="N",
-                       help="tokens of a fresh decoder's byte-level BPE")
-    model.add_argument("--width", type=positive_int, default=192, metavar="N",
-                       help="of a fresh decoder")
-    model.add_argument("--layers", type=positive_int, default=4, metavar="N",
-                       help="of a fresh decoder")
-    model.add_argument("--heads", type=positive_int, default=3, metavar="N",
-                       help="of a fresh decoder")
+    for name, default in FRESH_DECODER.items():
+        model.add_argument(f"--{name.replace('_', '-')}", type=positive_int, metavar="N",
+                           help=f"of a fresh decoder (default: {default})")
     model.add_argument("--dropout", type=fraction, default=0.1, metavar="RATE",
                        help="in the decoder")
     return add_recipe_options(parser)
@@ -348,6 +357,9 @@ def make_parser():
     start.add_argument("--decoder", metavar="FILE",
                        help="start from GPT-2 weights (decoder_model.bin, with encoder.json and "
                             "vocab.bpe beside it)")
+    training.add_argument("--resize", choices=("crop", "squash"),
+                          help="the largest centre square, or the whole photo made square "
+                               "(default: as the starting point has it)")
     training.add_argument("--features", metavar="DIR",
                           help="where a frozen encoder's features are kept (default: in --out)")
     add_search_options(training, beams=1)

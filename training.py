@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from utils import UserError, autocast, progress, warn, whole_file, write_csv
+from utils import UserError, autocast, one_line, progress, warn, whole_file, write_csv
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ class Task:
     save: Callable
     select: str | None
     after_epoch: Callable[[list[dict]], None] = lambda history: None
+    settings: dict = field(default_factory=dict)  # beside the recipe, what a resume must repeat
 
 
 def fit(
@@ -77,7 +78,8 @@ def fit(
     ``best.safetensors`` and ``history.csv``.
     Raises UserError where the loss stops being finite or ``out`` holds another training.
     """
-    state = _starting_state(out / "last.pt", recipe, len(task.dataset), resume)
+    settings = asdict(recipe) | task.settings | {"images": len(task.dataset)}
+    state = _starting_state(out, settings, resume)
     out.mkdir(parents=True, exist_ok=True)
     # On a CPU a plain Accelerator() would give every process of torchrun a training of its own.
     accelerator = Accelerator(cpu=recipe.device == "cpu")
@@ -124,7 +126,7 @@ def fit(
                 best = score
                 task.save(out / "best.safetensors", judged, row)
             write_csv(out / "history.csv", list(row), [list(row.values()) for row in history])
-            _save_state(out / "last.pt", parts, recipe, len(task.dataset), history, best)
+            _save_state(out / "last.pt", parts, settings, history, best)
             task.after_epoch(history)
             warn("  ".join(f"{key} {value:.4g}" for key, value in row.items()))
         accelerator.wait_for_everyone()
@@ -257,31 +259,36 @@ class EpochSampler:
 # --- state --------------------------------------------------------------------------------------
 
 
-def _starting_state(path: Path, recipe: Recipe, images: int, resume: bool) -> dict:
-    """What ``last.pt`` holds; an empty history where a new training starts."""
-    fresh = {"history": [], "best": None}
-    if not path.exists():
-        return fresh
-    if not resume:
-        raise UserError(f"{path.parent} holds a training already: give --resume to continue it, "
+def check_out(out: str | Path, resume: bool) -> None:
+    """UserError where ``out`` holds a training that is not to be resumed."""
+    if (Path(out) / "last.pt").exists() and not resume:
+        raise UserError(f"{out} holds a training already: give --resume to continue it, "
                         "or another --out")
+
+
+def _starting_state(out: Path, settings: dict, resume: bool) -> dict:
+    """What ``last.pt`` holds; an empty history where a new training starts."""
+    check_out(out, resume)
+    path = out / "last.pt"
+    if not path.exists():
+        return {"history": [], "best": None}
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        before = state["recipe"] | {"images": state["images"]}
+        before = state["settings"]
     except Exception as error:  # a damaged file fails in many ways inside torch's reader
-        raise UserError(f"cannot resume from {path}: {error}") from None
-    for key, value in (asdict(recipe) | {"images": images}).items():
+        raise UserError(f"cannot resume from {path}: {one_line(error)}") from None
+    for key, value in settings.items():
         if before.get(key) != value and key != "workers":
-            raise UserError(f"cannot resume {path.parent}: it was trained with {key} "
+            raise UserError(f"cannot resume {out}: it was trained with {key} "
                             f"{before.get(key)}, not {value}")
-    warn(f"resuming {path.parent} after epoch {len(state['history'])}")
+    warn(f"resuming {out} after epoch {len(state['history'])}")
     return state
 
 
 def _save_state(
-    path: Path, parts: dict, recipe: Recipe, images: int, history: list[dict], best: float | None,
+    path: Path, parts: dict, settings: dict, history: list[dict], best: float | None
 ) -> None:
     state = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"recipe": asdict(recipe), "images": images, "history": history, "best": best}
+    state |= {"settings": settings, "history": history, "best": best}
     with whole_file(path) as temporary:
         torch.save(state, temporary)

@@ -43,7 +43,7 @@ def cider(corpus: Corpus, sigma: float = 6.0) -> np.ndarray:
                       owner_image[of_reference] * order.size + order.ngram[of_reference])
         theirs = weight[of_reference]
         product = np.bincount(order.caption[of_reference], np.minimum(mine, theirs) * theirs,
-                              minlength=len(image))
+                              minlength=len(image)).astype(float)  # of nothing, integers
         norms = norm * norm[image]
         similarity += np.divide(product, norms, out=product, where=norms != 0)
     bigrams = np.bincount(orders[1].caption, orders[1].count, minlength=len(image))

@@ -196,9 +196,12 @@ def gpt2_base(
     """A base of public GPT-2 weights of any size (the course's ``decoder_model.bin``), with the
     tokenizer beside them, on a ViT as in ``build_captioner``."""
     tensors = from_gpt2(read_tensors(decoder)[0])
-    config = gpt2_config(tensors, decoder, dropout)
-    base = build_captioner(name, config, gpt2_tokenizer(*gpt2_files(decoder)),
-                           pretrained=pretrained, weights=weights)
+    config, files = gpt2_config(tensors, decoder, dropout), gpt2_files(decoder)
+    tokenizer = gpt2_tokenizer(*files)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(f"{files[0]} has {tokenizer.vocab_size} tokens, {decoder} "
+                        f"{config.vocab_size}; they do not belong together")
+    base = build_captioner(name, config, tokenizer, pretrained=pretrained, weights=weights)
     load_strict(base.decoder, tensors, decoder)
     return base
 
@@ -232,9 +235,9 @@ def load_captioner(path: str | Path, *kinds: str) -> Captioner:
         encoder, config = metadata["encoder"], GPT2Config(**metadata["decoder"])
         preprocessing, tokenizer = dict(metadata["preprocessing"]), metadata["tokenizer"]
         vit = build_vit(encoder["name"], **encoder["args"])[0]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        captioner = Captioner(vit, config, Tokenizer.from_json(tokenizer), preprocessing, encoder,
+                              metadata)
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
-    captioner = Captioner(vit, config, Tokenizer.from_json(tokenizer), preprocessing, encoder,
-                          metadata)
     load_strict(captioner, tensors, path)
     return captioner.eval()

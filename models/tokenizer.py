@@ -30,6 +30,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``, without special ones."""
+        text = text.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -30,6 +30,7 @@ from models.captioner import (
     teacher_forcing_loss,
     teacher_inputs,
 )
+from models.decoding import Search
 from models.gpt2 import GPT2Config
 from models.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, train_bpe
 
@@ -148,7 +149,7 @@ def test_self_critical_loss_reinforces_what_beat_the_other_samples(captioner):
     references = caption_training.References(captioner, [["a dog runs"], ["two men talking"]])
     features = torch.randn(2, 4, captioner.encoder.embed_dim)
     loss_of = caption_training._self_critical(
-        references, 3, lambda captioner, images: captioner.memory_of(images))
+        references, 3, Search(), lambda captioner, images: captioner.memory_of(images))
     torch.manual_seed(1)
     loss, _ = loss_of(captioner, (features, torch.tensor([0, 1])))
     torch.manual_seed(1)

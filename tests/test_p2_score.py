@@ -120,7 +120,7 @@ def test_a_missing_file_and_wrong_usage(tmp_path):
 
 
 def test_score_needs_neither_torch_nor_transformers(tmp_path):
-    for package in ("torch", "transformers", "PIL", "matplotlib"):
+    for package in ("torch", "transformers", "tokenizers", "matplotlib"):
         (tmp_path / f"{package}.py").write_text("raise ImportError('not for score')")
     result = run_script(SCRIPT, "score", "--predictions", write(tmp_path / "p.json", PREDICTIONS),
                         "--captions", write(tmp_path / "v.json", coco(REFERENCES)),

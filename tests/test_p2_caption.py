@@ -1,0 +1,429 @@
+"""p2_caption.py predict, eval, pretrain and train, and hw3_2.sh, as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import utils
+
+import pytest
+import torch
+from conftest import OFFLINE, ROOT, TINY, error_lines, make_photo, run_script
+from test_p2_score import coco, write
+
+import data
+import p2_caption
+import training
+from metrics.captions import describe, score_captions
+from models.captioner import build_captioner, load_captioner, save_captioner, see
+from models.checkpoint import digest, read_tensors, save_checkpoint
+from models.gpt2 import GPT2Config
+from models.tokenizer import train_bpe
+
+SCRIPT = "p2_caption.py"
+CPU = ["--device", "cpu", "--precision", "fp32"]
+LENGTH = 12  # tokens that the captioners here can write
+
+
+def captions_of(folder) -> dict[str, list[str]]:
+    texts = [[f"a {colour} square", f"noise in {colour}", f"this photo is {colour} ."]
+             for colour in ("red", "green", "blue")]
+    return {path.name: list(texts[int(path.name[0])]) for path in data.list_images(folder)}
+
+
+def write_gpt2(folder: Path, change=lambda tensors: None):
+    """A tiny GPT-2 in the course's layout: decoder_model.bin, encoder.json and vocab.bpe."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder.mkdir()
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(["a red square"] * 2, vocab_size=262, show_progress=False,
+                                  special_tokens=["<|endoftext|>"])
+    for theirs, ours in zip(tokenizer.save_model(str(folder)), ("encoder.json", "vocab.bpe"),
+                            strict=True):
+        os.rename(theirs, folder / ours)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=262, n_positions=LENGTH, n_embd=64, n_head=1,
+                                       n_layer=1)).half().float()
+    tensors = dict(model.transformer.state_dict())
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, LENGTH, LENGTH).tril()
+    change(tensors)
+    torch.save(tensors, folder / "decoder_model.bin")
+    return model.eval(), tokenizer
+
+
+def here(capsys, *words) -> subprocess.CompletedProcess:
+    """As ``run_script``, in this process: to import torch anew for every error takes minutes."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", [SCRIPT, *map(str, words)])
+        utils.run(p2_caption.main)
+    return subprocess.CompletedProcess(words, end.value.code, *capsys.readouterr())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As ``run_script`` computes: sums in another order would not be equal to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def read_csv(path) -> list[dict]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(path, part: str) -> str:
+    return digest({key: value for key, value in read_tensors(path)[0].items()
+                   if key.startswith(part)})
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory) -> Path:
+    """A captioner that sees photos and writes nonsense about them; beside it, a base."""
+    path = tmp_path_factory.mktemp("captioner") / "tiny.safetensors"
+    torch.manual_seed(1)
+    tokenizer = train_bpe(["a red square", "a green square", "a blue square"], 300)
+    base = build_captioner(TINY, GPT2Config(tokenizer.vocab_size, LENGTH, 16, 2, 2, None),
+                           tokenizer)
+    save_captioner(path.with_name("base.safetensors"), base)
+    model = see(base)
+    for name, parameter in model.named_parameters():  # or all photos would get one caption
+        if parameter.ndim > 1 and not name.startswith("encoder.") and "wte" not in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.decoder.wte.weight.data[tokenizer.end_id] *= 1.5  # or no caption would end
+    save_captioner(path, model)
+    return path
+
+
+def predict(images, output, checkpoint, *words, **environment):
+    return run_script(SCRIPT, "predict", "--images", images, "--output", output, "--checkpoint",
+                      checkpoint, *CPU, *words, **environment)
+
+
+# --- predict and eval ---------------------------------------------------------------------------
+
+
+def test_predict_writes_the_contracts_json_whatever_the_batch_size(tmp_path, captioner):
+    # PEERS: split('.')[0] cutting a.b.jpg; glob('*.png'); caption state shared between images
+    folder = tmp_path / "my photos"
+    for label, name in enumerate(["a.b.jpg", "SHOUT.PNG", "0_0.webp", "été 犬.bmp"]):
+        make_photo(folder / name, label, seed=label)
+    with open(os.path.join(os.fsencode(folder), b"caf\xe9.png"), "wb") as file:
+        file.write((folder / "SHOUT.PNG").read_bytes())
+    output = tmp_path / "made" / "by us" / "out.json"
+    written = []
+    for size in "13":
+        result = predict(folder, output, captioner, "--batch-size", size, PYTHONUTF8="1")
+        assert result.returncode == 0, result.stderr
+        written.append(json.loads(output.read_text()))
+    assert written[0] == written[1]
+    assert set(written[0]) == {"a.b", "SHOUT", "0_0", "été 犬", "caf\udce9"}
+    assert written[0]["caf\udce9"] == written[0]["SHOUT"]
+    assert len(set(written[0].values())) == 4 and written[0]["a.b"] in result.stdout
+    assert [path.name for path in output.parent.iterdir()] == ["out.json"]
+
+
+def test_one_beam_is_greedy_and_unreadable_photos_are_named(tmp_path, captioner):
+    folder = tmp_path / "photos"
+    good = [make_photo(folder / f"{label}.png", label) for label in range(3)]
+    (folder / "cut.png").write_bytes(good[0].read_bytes()[:500])
+    (folder / "text.jpg").write_text("hello")
+    result = predict(folder, tmp_path / "o.json", captioner, "--beam", "1")
+    assert result.returncode == 3
+    cut, text = error_lines(result)
+    assert cut.startswith("unreadable: ") and "cut.png" in cut and "text.jpg" in text
+
+    model, expected = load_captioner(captioner), {}
+    transform = data.Transform.from_fields(model.preprocessing)
+    for path in good:  # photo by photo, every token from the start, without beams and caches
+        pixels = torch.from_numpy(transform.load(path).copy())
+        memory, tokens = model.encode(transform.normalize(pixels[None])), []
+        while len(tokens) < LENGTH and tokens[-1:] != [model.tokenizer.end_id]:
+            read = torch.tensor([[model.tokenizer.start_id, *tokens]])
+            tokens.append(model(memory, read)[0, -1].argmax().item())
+        expected[path.stem] = model.tokenizer.decode(tokens)
+    assert json.loads((tmp_path / "o.json").read_text()) == expected
+
+
+def test_eval_scores_what_predict_wrote_and_records_it(tmp_path, photos, captioner, capsys):
+    file = shutil.copy(captioner, tmp_path)
+    result = here(capsys, "predict", "--images", photos, "--output", tmp_path / "o.json",
+                  "--checkpoint", file, *CPU)
+    assert result.returncode == 0, result.stderr
+    texts = list(json.loads((tmp_path / "o.json").read_text()).values())
+    references = captions_of(photos)
+    known = dict(zip(list(references)[:5], ([text] for text in texts), strict=False))
+    for name in known:
+        references[name] += known[name]  # or every score would be 0
+    result = run_script(
+        SCRIPT, "eval", "--images", photos, "--checkpoint", file, "--captions",
+        write(tmp_path / "v.json", coco(references)), "--train-captions",
+        write(tmp_path / "t.json", known), "--per-image", tmp_path / "each.csv", "--record",
+        "made-up photos", *CPU)
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    expected, _, per_image = score_captions(texts, list(references.values()))
+    assert printed["metrics"] == expected and expected["CIDEr"] > 0 and printed["images"] == 12
+    assert printed["reads"] == describe(texts, sum(known.values(), []))
+    assert 5 / 12 <= printed["reads"]["copied_from_training"] < 1
+    rows = read_csv(tmp_path / "each.csv")
+    assert [row["filename"] for row in rows] == list(references)
+    assert [row["caption"] for row in rows] == texts
+    assert [float(row["CIDEr"]) for row in rows] == per_image[:, 0].tolist()
+    measured = load_captioner(file).metadata["measured"]["made-up photos"]
+    assert measured["metrics"] == expected and weights(file, "") == weights(captioner, "")
+
+
+# --- training -----------------------------------------------------------------------------------
+
+RUN = ["--batch-size", "8", "--lr", "0.01", "--warmup", "0", "--workers", "0", *CPU]
+SIZE = ["--model", TINY, "--width", "16", "--layers", "1", "--heads", "2", "--vocab-size", "300"]
+
+
+def training_words(photos, folder, *words) -> list:
+    """``folder`` is the one with all trainings of this file, or another one's."""
+    captions = write(folder / "c.json", coco(captions_of(photos)))
+    return ["train", "--images", photos, "--captions", captions, "--hold-out", "3", "--features",
+            folder / "features", *RUN, *words]
+
+
+def xe_words(photos, folder, out: str) -> list:
+    return training_words(photos, folder, "--out", folder / out, "--epochs", "2", "--checkpoint",
+                          folder / "base" / "best.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, photos) -> Path:
+    """A folder with ``base``, what pretrain wrote, and ``xe``, what train made of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    captions = write(folder / "t.json", captions_of(photos))
+    for words in (["pretrain", "--captions", captions, "--max-length", LENGTH, "--epochs", "1",
+                   "--out", folder / "base", *SIZE, *RUN], xe_words(photos, folder, "xe")):
+        result = run_script(SCRIPT, *words)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_decoder_is_pretrained_and_then_learns_to_see(trained):
+    base, best = (trained / name / "best.safetensors" for name in ("base", "xe"))
+    assert float(read_csv(trained / "base" / "history.csv")[0]["val_perplexity"]) > 1
+    first, last = read_csv(trained / "xe" / "history.csv")
+    assert float(last["val_CIDEr"]) >= 0 and float(last["train_loss"]) < float(first["train_loss"])
+    assert weights(best, "encoder.") == weights(base, "encoder.")  # it was frozen
+    assert weights(best, "decoder.") != weights(base, "decoder.")
+    described = [read_tensors(path)[1] for path in (base, best)]
+    assert described[1]["recipe"]["lr"] == 0.01 and described[1]["trained_on"]["images"] == 9
+    assert str(trained.parent) not in json.dumps(described)  # no path of this machine
+
+
+def test_a_killed_training_is_resumed_exactly(trained, photos, capsys, monkeypatch):
+    def killed(message):
+        raise KeyboardInterrupt
+
+    words = xe_words(photos, trained, "again")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "warn", killed)  # what says how the first epoch went
+        result = here(capsys, *words)
+    assert result.returncode == 130 and "interrupted" in result.stderr
+    assert len(read_csv(trained / "again" / "history.csv")) == 1
+    result = here(capsys, *words)
+    assert result.returncode == 1 and "give --resume" in error_lines(result)[-1]
+    result = run_script(SCRIPT, *words, "--resume")
+    assert result.returncode == 0, result.stderr
+    for part in ("encoder.", "decoder.", "memory_proj."):
+        assert weights(trained / "xe" / "last.safetensors", part) == weights(
+            trained / "again" / "last.safetensors", part)
+
+
+@pytest.mark.parametrize("other", [["--objective", "cider"], ["--encoder-lr", "1"]])
+def test_another_training_is_not_resumed(trained, photos, capsys, other):
+    result = here(capsys, *xe_words(photos, trained, "xe"), "--resume", *other)
+    assert result.returncode == 1 and "cannot resume" in error_lines(result)[-1], result.stderr
+
+
+@pytest.mark.parametrize("out, words, tuned", [
+    ("cider", ["--objective", "cider", "--samples", "2"], False),
+    ("tuned", ["--encoder-lr", "0.1", "--augment", "flip"], True)])
+def test_a_captioner_is_trained_further(trained, photos, out, words, tuned):
+    stored = {path: path.stat().st_mtime_ns for path in (trained / "features").iterdir()}
+    before, after = (trained / name / "best.safetensors" for name in ("xe", out))
+    result = run_script(SCRIPT, *training_words(photos, trained, "--out", trained / out, "--epochs",
+                                                "1", "--checkpoint", before, *words))
+    assert result.returncode == 0, result.stderr
+    assert "val_CIDEr" in read_csv(trained / out / "history.csv")[0]
+    assert (weights(before, "encoder.") != weights(after, "encoder.")) == tuned
+    assert weights(before, "decoder.") != weights(after, "decoder.")
+    assert len(stored) == 2 and stored == {  # those of training and validation are used again
+        path: path.stat().st_mtime_ns for path in (trained / "features").iterdir()}
+
+
+def test_training_starts_from_the_courses_gpt2_file(tmp_path, photos):
+    model, tokenizer = write_gpt2(tmp_path / "gpt2")
+    result = run_script(SCRIPT, *training_words(
+        photos, tmp_path, "--out", tmp_path / "out", "--decoder",
+        tmp_path / "gpt2" / "decoder_model.bin", "--model", TINY, "--epochs", "1", "--lr", "0"))
+    assert result.returncode == 0, result.stderr
+    ours = load_captioner(tmp_path / "out" / "best.safetensors")
+    tokens = torch.randint(262, (2, LENGTH))
+    with torch.no_grad():  # without a memory, it is the GPT-2 that it came from
+        torch.testing.assert_close(ours(None, tokens), model(tokens).logits, atol=1e-4, rtol=1e-4)
+    assert ours.tokenizer.encode("A red dog") == tokenizer.encode("A red dog").ids
+
+
+def test_limit_leaves_captions_to_pretrain_on(tmp_path, capsys):
+    captions = {str(n): [f"photo {n}"] for n in range(100)}
+    result = here(capsys, "pretrain", "--captions", write(tmp_path / "t.json", captions), "--limit",
+                  "5", "--out", tmp_path / "o", "--epochs", "1", *SIZE, *RUN)
+    assert result.returncode == 0, result.stderr
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def yard(tmp_path_factory, photos, captioner, checkpoint) -> Path:
+    """A folder with everything that can be wrong."""
+    yard = tmp_path_factory.mktemp("yard")
+    shutil.copytree(photos, yard / "photos")
+    (yard / "bad").mkdir()
+    for name in ("twins/x.jpg", "twins/x.PNG", "photos/inner/0.png", "photos/inner/1.png"):
+        make_photo(yard / name)
+    (yard / "empty").mkdir()
+    for name in "xyz":
+        write(yard / "bad" / f"{name}.jpg", "hello")
+    for name, file in (("ok", captioner), ("base", captioner.with_name("base.safetensors")),
+                       ("classifier", checkpoint)):
+        shutil.copy(file, yard / f"{name}.safetensors")
+    (yard / "cut.safetensors").write_bytes(captioner.read_bytes()[:20000])
+    tensors, metadata = read_tensors(captioner)
+    other = train_bpe(["a red square"], 260).to_json()
+    for name, changes in (("misfit", {"tokenizer": other}), ("hollow", {"encoder": {}})):
+        save_checkpoint(yard / f"{name}.safetensors", tensors, {**metadata, **changes})
+    references = captions_of(photos)
+    for name, content in (
+            ("c", coco(references)), ("gone", coco({**references, "gone.png": ["x"]})),
+            ("inner", coco({"inner/0.png": ["x"], "inner/1.png": ["y"]})), ("broken", "{"),
+            ("x", coco({f"{name}.jpg": ["x"] for name in "xyz"})), ("numbers", {"a": 1, "b": 2}),
+            ("predictions", {str(n): "a dog" for n in range(9)})):
+        write(yard / f"{name}.json", content)
+    for name, change in (
+            ("no_key", lambda tensors: tensors.pop("h.0.mlp.c_fc.weight")),
+            ("no_wte", lambda tensors: tensors.pop("wte.weight")),
+            ("shape", lambda tensors: tensors.update({"ln_f.bias": torch.zeros(63)})),
+            ("size", lambda tensors: tensors.update({"wte.weight": torch.zeros(281, 64)})),
+            ("no_bpe", len), ("alone", len)):
+        write_gpt2(yard / name, change)
+    (yard / "no_bpe" / "encoder.json").write_text("hello")
+    (yard / "alone" / "vocab.bpe").unlink()
+    return yard
+
+
+PREDICT = "predict --output old.json --images "
+EVAL = "eval --output old.json --checkpoint ok.safetensors --images photos --captions "
+TRAIN = "train --out new --hold-out 3 --captions c.json --images photos --model " + TINY
+
+
+@pytest.mark.parametrize("words, message", [
+    (PREDICT + "nowhere", "nowhere does not exist"),
+    (PREDICT + "empty", "no image in empty"),
+    (PREDICT + "bad --checkpoint ok.safetensors", "none of 3 images could be read"),
+    (PREDICT + "twins --checkpoint gone", "x.PNG and x.jpg would both be x"),  # before any work
+    (PREDICT + "photos --checkpoint gone.safetensors", "gone.safetensors does not exist"),
+    (PREDICT + "photos --checkpoint cut.safetensors", "cannot read checkpoint cut.safetensors"),
+    (PREDICT + "photos --checkpoint classifier.safetensors", "classifier checkpoint, a captioner"),
+    (PREDICT + "photos --checkpoint base.safetensors", "is a base checkpoint, a captioner is"),
+    (PREDICT + "photos --checkpoint misfit.safetensors", "they do not belong together"),
+    (PREDICT + "photos --checkpoint hollow.safetensors", "describes its model wrongly"),
+    # PEERS: one missing caption failing a whole evaluation without naming it
+    (EVAL + "gone.json", "1 of 13 images in gone.json are not in photos (gone.png)"),
+    (EVAL + "broken.json", "broken.json is not valid JSON"),
+    (EVAL + "c.json --limit 1", "two images"),
+    (EVAL + "c.json --train-captions predictions.json", "predictions.json must hold captions"),
+    ("pretrain --captions numbers.json --out new", "numbers.json must hold captions"),
+    ("pretrain --captions c.json --heads 5 --out new", "--heads 5 does not divide"),
+    (TRAIN + " --images bad --captions x.json --hold-out 2", ".jpg: not an image; mend or"),
+    (TRAIN + " --hold-out 1 --epochs 1 --workers 0", "two images"),
+    (TRAIN + " --hold-out 400", "12 are too few to hold out 400"),
+    (TRAIN + " --decoder no_key/decoder_model.bin", "1 missing (h.0.mlp.c_fc.weight)"),
+    (TRAIN + " --decoder no_wte/decoder_model.bin", "is no GPT-2: wte.weight missing"),
+    (TRAIN + " --decoder shape/decoder_model.bin", "ln_f.bias (63,) instead of (64,)"),
+    (TRAIN + " --decoder size/decoder_model.bin", "size/encoder.json"),
+    (TRAIN + " --decoder no_bpe/decoder_model.bin", "no_bpe/encoder.json and "),
+    (TRAIN + " --decoder alone/decoder_model.bin", "is missing: put encoder.json and vocab.bpe"),
+    ("describe", "invalid choice: 'describe'"),  # from here on, wrong usage
+    ("predict", "--output"),
+    (PREDICT + "photos --beam 0", "--beam"),
+    (EVAL.replace("--captions", ""), "--captions"),
+    ("pretrain --out new", "--captions"),
+    (TRAIN + " --checkpoint a --decoder b", "not allowed with"),
+    # PEERS: num_heads silently ignored
+    (TRAIN + " --checkpoint ok.safetensors --heads 5", "--heads has no effect"),
+    (TRAIN + " --checkpoint ok.safetensors --weights w", "--weights has no effect"),
+])
+def test_bad_input_gets_one_line_and_no_output(yard, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(yard)
+    # Where GPT-2's tokenizer is looked for, whatever this machine has: ckpt/ and the hub's cache.
+    monkeypatch.setattr("models.tokenizer.__file__", str(yard / "models" / "tokenizer.py"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *file: None)
+    (yard / "old.json").write_text("as it was")
+    files = set(yard.rglob("*"))
+    result = here(capsys, *words.split(), "--device", "cpu")
+    lines = error_lines(result)
+    assert len(lines) == 1 and message in lines[0] and "unexpected" not in lines[0], result.stderr
+    assert result.returncode == (2 if "--help" in lines[0] else 1) and not result.stdout
+    assert (yard / "old.json").read_text() == "as it was" and set(yard.rglob("*")) == files
+
+
+def test_a_file_name_may_hold_a_folder(yard, capsys, monkeypatch):
+    monkeypatch.chdir(yard)
+    words = (EVAL + "inner.json --device cpu").split()
+    result = here(capsys, *words)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((yard / "old.json").read_text())["images"] == 2
+
+
+# --- hw3_2.sh -----------------------------------------------------------------------------------
+
+
+def bash(script: Path, *words, cwd):
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    return subprocess.run(["bash", str(script), *words], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, **OFFLINE, "PATH": path}, timeout=300)
+
+
+def test_hw3_2_works_from_anywhere(tmp_path, captioner):
+    project = tmp_path / "my project"  # a copy, whose captioner is the tiny one
+    for pattern in ("*.py", "*.sh", "models/*.py", "metrics/*.py"):
+        for file in ROOT.glob(pattern):
+            (project / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, project / file.relative_to(ROOT))
+    (project / "ckpt").mkdir()
+    shutil.copy(captioner, project / "ckpt" / "flickr8k_captioner.safetensors")
+    for label, name in enumerate(["a.b.jpg", "é 1.PNG"]):
+        make_photo(tmp_path / "my photos" / name, label)
+    result = bash(project / "hw3_2.sh", "my photos", "new folder/out.json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "new folder" / "out.json").read_text())
+    assert set(written) == {"a.b", "é 1"} and all(written.values())
+
+
+@pytest.mark.parametrize("words", ["", "a", "a folder decoder.bin", "a o.json decoder.bin more"])
+def test_hw3_2_says_what_it_expects(tmp_path, words):
+    result = bash(ROOT / "hw3_2.sh", *words.split(), cwd=tmp_path)
+    assert result.returncode == 2 and "expected IMAGES OUT.json" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_hw3_2_keeps_the_courses_rules():
+    words = set(re.findall(r"\w+", (ROOT / "hw3_2.sh").read_text()))
+    assert "python3" in words and not words & {
+        "rm", "sudo", "cp", "mv", "mkdir", "cd", "pip", "pip3", "CUDA_VISIBLE_DEVICES"}
