@@ -18,7 +18,7 @@ from models.captioner import Captioner, Memory
 from models.checkpoint import digest
 from models.decoding import Search, generate
 
-BATCH = {"cpu": 16, "cuda": 128}
+BATCH = {"cpu": 32, "cuda": 128}
 
 
 def search_from(args) -> Search:
@@ -33,7 +33,7 @@ def caption_images(
     readable, texts, unreadable = [], [], []
     for names, memory in encoded_batches(captioner, paths, args, unreadable, title):
         readable += names
-        texts += write_captions(captioner, memory, search, args)
+        texts += write_captions(captioner, memory, search)
     return readable, texts, unreadable
 
 
@@ -44,17 +44,20 @@ def caption_features(
     texts = []
     for start in range(0, len(features), args.batch_size):
         part = torch.from_numpy(features[start:start + args.batch_size].astype(np.float32))
-        texts += write_captions(captioner, captioner.memory_of(part.to(args.device)), search, args)
+        texts += write_captions(captioner, captioner.memory_of(part.to(args.device)), search)
     return texts
 
 
-def write_captions(captioner: Captioner, memory: Memory, search: Search, args) -> list[str]:
-    with autocast(args.device, args.precision):
-        return [captioner.tokenizer.decode(ids) for ids in generate(captioner, memory, search)]
+def write_captions(captioner: Captioner, memory: Memory, search: Search) -> list[str]:
+    return [captioner.tokenizer.decode(ids) for ids in generate(captioner, memory, search)]
 
 
 def encoded_batches(captioner: Captioner, paths: Sequence[Path], args, unreadable: list, title):
-    """Yield (paths, memory) batch by batch; unreadable files go to ``unreadable``."""
+    """Yield (paths, memory) batch by batch; unreadable files go to ``unreadable``.
+
+    Only the encoder runs at ``args.precision``, what follows in float32: autocast would cast a
+    decoder's weights again for every token, which costs more than bfloat16 saves.
+    """
     transform = data.Transform.from_fields(captioner.preprocessing)
     captioner.to(args.device).eval()
     with progress(len(paths), title, "img") as bar:
@@ -64,6 +67,7 @@ def encoded_batches(captioner: Captioner, paths: Sequence[Path], args, unreadabl
             images = transform.normalize(torch.from_numpy(pixels).to(args.device))
             with torch.inference_mode(), autocast(args.device, args.precision):
                 memory = captioner.encode(images)
+            memory.features = memory.features.float()
             yield names, memory
             bar.update(len(names))
 
