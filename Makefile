@@ -1,4 +1,4 @@
-# make demo   labels the photos in samples/ with the shipped checkpoint
+# make demo   labels and captions the photos in samples/ with the shipped checkpoints
 # make test   ruff and the test suite
 # Both make .venv and install what they need; nothing but Python 3.10+ and make is required.
 
@@ -10,7 +10,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	@mkdir -p runs/demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_1.sh samples runs/demo/labels.csv
-	@echo "The CSV: $(CURDIR)/runs/demo/labels.csv"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_2.sh samples/scenes runs/demo/captions.json
+	@echo "The labels: $(CURDIR)/runs/demo/labels.csv"
+	@echo "The captions: $(CURDIR)/runs/demo/captions.json"
 
 test: .venv/installed-tests
 	$(BIN)/ruff check .

@@ -161,6 +161,8 @@ def train(args):
         captioner.preprocessing |= {"resize": args.resize, "crop_pct": 1.0}
     args.features = args.features or str(Path(args.out) / "features")
     about = describe_training(args, {"captions": Path(args.captions).name, "images": len(images)})
+    about["started_from"] = {key: captioner.metadata[key] for key in (*about, "started_from")
+                             if key in captioner.metadata}
 
     def save(path, model, row):
         save_captioner(path, model, **about, metrics=row)

@@ -213,7 +213,7 @@ def see(base: Captioner, dropout: float = 0.1, cross_width: int | None = None) -
     cross_width = config.cross_width or cross_width or config.width
     config = replace(config, cross_width=cross_width, dropout=dropout)
     captioner = Captioner(base.encoder, config, base.tokenizer, base.preprocessing,
-                          base.architecture)
+                          base.architecture, base.metadata)
     load_strict(captioner, captioner.state_dict() | base.state_dict(), "the base")
     return captioner
 

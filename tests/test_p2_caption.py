@@ -221,6 +221,7 @@ def test_a_decoder_is_pretrained_and_then_learns_to_see(trained):
     assert weights(best, "encoder.") == weights(base, "encoder.")  # it was frozen
     assert weights(best, "decoder.") != weights(base, "decoder.")
     described = [read_tensors(path)[1] for path in (base, best)]
+    assert described[1]["started_from"]["recipe"] == described[0]["recipe"]
     assert described[1]["recipe"]["lr"] == 0.01 and described[1]["trained_on"]["images"] == 9
     assert str(trained.parent) not in json.dumps(described)  # no path of this machine
 
