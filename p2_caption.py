@@ -197,6 +197,18 @@ def pretrain(args):
     return fit(training, base, task, about["recipe"], args)
 
 
+def blend(args):
+    from models.captioner import blend_captioners, save_captioner
+
+    check_writable(args.output)
+    captioner = blend_captioners(*args.checkpoint, args.share)
+    kept = {key: captioner.metadata[key] for key in ("recipe", "trained_on", "about",
+                                                     "started_from") if key in captioner.metadata}
+    save_captioner(args.output, captioner, **kept, blended_with={
+        "share": args.share, **describe_checkpoint(args.checkpoint[1])})
+    warn(f"wrote {args.output}: {1 - args.share:g} of the first, {args.share:g} of the second")
+
+
 # --- what the commands share --------------------------------------------------------------------
 
 
@@ -263,6 +275,13 @@ def describe_training(args, trained_on):
     return {"recipe": recipe, "trained_on": trained_on, "about": args.about}
 
 
+def describe_checkpoint(path):
+    from models.checkpoint import read_tensors
+
+    metadata = read_tensors(path)[1]
+    return {key: metadata[key] for key in ("recipe", "trained_on") if key in metadata}
+
+
 def fit(training, model, task, settings, args):
     recipe = training.Recipe(**{field.name: getattr(args, field.name)
                                 for field in dataclasses.fields(training.Recipe)})
@@ -310,7 +329,7 @@ def make_parser():
                              help="folder of photos, without its subfolders")
         command.add_argument("--checkpoint", default=str(CHECKPOINT), metavar="FILE",
                              help="a captioner")
-        add_search_options(command, beams=3)
+        add_search_options(command)
     predicting.add_argument("--output", required=True, metavar="JSON",
                             help="file to write, whole or not at all")
     evaluating.add_argument("--captions", required=True, metavar="JSON",
@@ -343,6 +362,13 @@ def make_parser():
                              help="tokens that a caption can have")
     add_training_options(pretraining)
 
+    blending = add("blend", blend, "one captioner between two stages of a training")
+    blending.add_argument("--checkpoint", nargs=2, required=True, metavar="FILE",
+                          help="before and after")
+    blending.add_argument("--share", type=fraction, default=0.25, metavar="SHARE",
+                          help="of the second's weights")
+    blending.add_argument("--output", required=True, metavar="FILE", help="file to write")
+
     training = add("train", train, "train a captioner, or train one further")
     add_run_options(training, 64)
     training.add_argument("--images", required=True, metavar="DIR", help="photos to train on")
@@ -364,7 +390,7 @@ def make_parser():
                                "(default: as the starting point has it)")
     training.add_argument("--features", metavar="DIR",
                           help="where a frozen encoder's features are kept (default: in --out)")
-    add_search_options(training, beams=1)
+    add_search_options(training, beams=1, no_repeat_ngram=0)
     recipe = add_training_options(training)
     recipe.add_argument("--objective", choices=("xe", "cider"), default="xe",
                         help="cross-entropy, or self-critical training on CIDEr")

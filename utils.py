@@ -138,19 +138,24 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     return group
 
 
-def add_search_options(parser: argparse.ArgumentParser, beams: int) -> None:
-    """The options behind ``models.decoding.Search``."""
+def add_search_options(
+    parser: argparse.ArgumentParser, beams: int = 5, length_penalty: float = 0.8,
+    no_repeat_ngram: int = 3,
+) -> None:
+    """The options behind ``models.decoding.Search``; the defaults did best for the shipped
+    captioner on photos held out of its training."""
     group = parser.add_argument_group("search")
     group.add_argument("--beam", type=positive_int, default=beams, metavar="N",
                        help="beams; 1 is greedy")
-    group.add_argument("--length-penalty", type=non_negative, default=1.0, metavar="POWER",
+    group.add_argument("--length-penalty", type=non_negative, default=length_penalty,
+                       metavar="POWER",
                        help="a finished caption's log-probability is divided by its length to this "
-                            "power; above 1 favours long ones")
+                            "power; the higher, the longer captions get")
     group.add_argument("--min-length", type=natural, default=0, metavar="N",
                        help="tokens before a caption may end")
     group.add_argument("--max-length", type=positive_int, metavar="N",
                        help="tokens at most (default: what the captioner can write)")
-    group.add_argument("--no-repeat-ngram", type=natural, default=0, metavar="N",
+    group.add_argument("--no-repeat-ngram", type=natural, default=no_repeat_ngram, metavar="N",
                        help="write no N tokens twice in one caption; 0: no such rule")
 
 

@@ -218,6 +218,23 @@ def see(base: Captioner, dropout: float = 0.1, cross_width: int | None = None) -
     return captioner
 
 
+def blend_captioners(first: str | Path, second: str | Path, share: float) -> Captioner:
+    """``first`` with ``share`` of ``second``'s weights: between two stages of one training often
+    lies a model better than both (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+
+    Raises UserError where they are not of one shape.
+    """
+    captioner, other = load_captioner(first), load_captioner(second)
+    if captioner.tokenizer.to_json() != other.tokenizer.to_json():
+        raise UserError(f"{first} and {second} have different tokenizers; only stages of one "
+                        "training can be blended")
+    theirs = other.state_dict()
+    blended = {key: tensor.lerp(theirs[key], share) if key in theirs else tensor
+               for key, tensor in captioner.state_dict().items()}
+    load_strict(captioner, {**theirs, **blended}, second)
+    return captioner
+
+
 def save_captioner(path: str | Path, captioner: Captioner, **metadata) -> None:
     """Write a checkpoint in float16, of kind ``base`` where there is no cross-attention."""
     config = captioner.decoder.config
