@@ -30,7 +30,7 @@ from models.captioner import (
     unwrap,
 )
 from models.decoding import Search, sample
-from training import Task
+from training import Task, parameter_groups
 
 # --- photos with captions -----------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ def caption_task(
         loss = _cross_entropy(references, args.captions_each, args.label_smoothing, source_of)
     else:
         loss = _self_critical(references, args.samples, search, source_of)
-    groups = parameter_groups(captioner, args.weight_decay, args.encoder_lr)
+    groups = parameter_groups(captioner, args.weight_decay, {"encoder.": args.encoder_lr})
     return Task(dataset, groups, prepare, loss, validate, save, select="val_CIDEr")
 
 
@@ -180,20 +180,6 @@ def judge(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
             "val_distinct": len(set(captions)) / len(captions)}
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float, encoder_lr: float) -> list[dict]:
-    """Trained parameters by part and by whether they decay; ``encoder_lr`` scales the encoder's
-    learning rate. Norms, biases and embeddings do not decay."""
-    groups: dict[tuple[float, float], list] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            embedding = any(part in name for part in ("wte", "wpe", "pos_embed", "cls_token"))
-            decay = 0.0 if embedding or parameter.ndim < 2 else weight_decay
-            scale = encoder_lr if name.startswith("encoder.") else 1.0
-            groups.setdefault((decay, scale), []).append(parameter)
-    return [{"params": parameters, "weight_decay": decay, "lr_scale": scale}
-            for (decay, scale), parameters in groups.items()]
-
-
 # --- captions alone -----------------------------------------------------------------------------
 
 
@@ -234,5 +220,5 @@ def language_task(
             total, count = total + mean.item() * tokens, count + tokens
         return {"val_log_likelihood": -total / count, "val_perplexity": math.exp(total / count)}
 
-    return Task(Texts(base, texts), parameter_groups(base, args.weight_decay, 0.0),
+    return Task(Texts(base, texts), parameter_groups(base, args.weight_decay),
                 lambda batch: batch, loss, validate, save, select="val_log_likelihood")

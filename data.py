@@ -6,8 +6,6 @@ resamples, so threads keep every core busy without starting processes that each 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import warnings
@@ -19,7 +17,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from utils import IMAGE_EXTENSIONS, UserError, one_line, progress, read_json
+from utils import IMAGE_EXTENSIONS, UserError, one_line, progress, read_csv, read_json
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -85,14 +83,7 @@ def read_labels(paths: Sequence[Path], labels_csv: str | Path | None = None) -> 
     """The label of each image: from its file name, or from a CSV ``filename,label``."""
     if labels_csv is None:
         return [label_from_name(path) for path in paths]
-    try:
-        text = Path(labels_csv).read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise UserError(f"cannot read {labels_csv}: {error.strerror}") from None
-    reader = csv.DictReader(io.StringIO(text))
-    if not {"filename", "label"} <= set(reader.fieldnames or ()):
-        raise UserError(f"{labels_csv} needs the header filename,label")
-    table = {row["filename"]: (row["label"] or "").strip() for row in reader}
+    table = {row["filename"]: row["label"] for row in read_csv(labels_csv, "filename", "label")}
     missing = [path.name for path in paths if not table.get(path.name)]
     if missing:
         raise UserError(f"{labels_csv} has no label for {len(missing)} of {len(paths)} images, "
@@ -113,6 +104,26 @@ def read_names(path: str | Path) -> dict[str, str]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f'{path} must be a JSON object like {{"0": "Abyssinian", "1": "beagle"}}')
     return names
+
+
+def read_classes(path: str | Path) -> dict[str, str]:
+    """``{"0": "bicycle", …}`` -> label: name to look for, by label, underscores made spaces.
+
+    Raises UserError for no class, an empty label or name, and two classes of one name: no model
+    could tell those apart.
+    """
+    names = {label: one_line(name.replace("_", " ")) for label, name in read_names(path).items()}
+    if not names:
+        raise UserError(f'{path} names no class; it must be like {{"0": "bicycle", "1": "chair"}}')
+    by_name: dict[str, str] = {}
+    for label, name in names.items():
+        if not name or not label.strip():
+            raise UserError(f'{path}: "{label}": "{name}" lacks a label or a name')
+        other = by_name.setdefault(name.casefold(), label)
+        if other != label:
+            raise UserError(f"{path}: classes {other} and {label} have one name, {name}; "
+                            "give each its own")
+    return {label: names[label] for label in sort_labels(list(names))}
 
 
 def find_names(folder: str | Path, path: str | Path | None) -> dict[str, str]:

@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
 from PIL import Image  # noqa: E402
 
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+TRUE_CLASS, OTHER_CLASS = LINES[1], "#9FB4C7"
 # A name in Chinese, Japanese or Korean is drawn where one of these is installed, else as boxes.
 FONTS = ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei",
          "Microsoft YaHei", "Hiragino Sans", "Yu Gothic"]
@@ -102,6 +103,43 @@ def gallery(images: Sequence, titles: Sequence[str], heading: str, path: str | P
         axes.imshow(image)
         axes.set_title(title, fontsize=7.5)
     figure.suptitle(heading if len(images) else f"{heading}: none", fontsize=11)
+    save(figure, path)
+
+
+def top_classes(panels: Sequence[tuple], quantity: str, path: str | Path) -> None:
+    """Each photo beside bars of its likeliest classes, the true one in another colour.
+
+    A panel is (photo, title, names, shares from 0 to 1, whether each is the true class), the
+    likeliest first; ``quantity`` says what the bars show.
+    """
+    columns = 1 if len(panels) <= 4 else 2
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.6] * columns,
+                                figsize=(6.2 * columns, 1.9 * rows + 0.4))
+    cells = grid.reshape(-1, 2)  # row by row: a photo and its bars
+    for picture, bars in cells[len(panels):]:
+        picture.axis("off")
+        bars.axis("off")
+    for (picture, bars), (photo, title, names, shares, true) in zip(cells, panels, strict=False):
+        picture.imshow(for_display(photo, (0, 0, *photo.size))[0])
+        picture.axis("off")
+        picture.set_title(title, fontsize=7.5, fontfamily=FONTS, parse_math=False)
+        places, percents = np.arange(len(names)), 100 * np.asarray(shares)
+        bars.barh(places, percents, color=[TRUE_CLASS if right else OTHER_CLASS for right in true])
+        for place, percent in zip(places, percents, strict=True):
+            text = f"{percent:.0f}" if percent >= 1 else f"{percent:.1f}"
+            bars.text(percent + 1, place, "<0.1" if percent < 0.05 else text, va="center",
+                      fontsize=7)
+        bars.set_yticks(places, [name if len(name) <= 26 else name[:25] + "…" for name in names],
+                        fontsize=8, fontfamily=FONTS, parse_math=False)
+        bars.set(xlim=(0, 110), ylim=(len(names) - 0.5, -0.5), xticks=range(0, 101, 25))
+        bars.spines[["top", "right"]].set_visible(False)
+        bars.tick_params(axis="x", labelsize=7)
+    marks = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (TRUE_CLASS, OTHER_CLASS)]
+    if any(any(true) for *_, true in panels):
+        figure.legend(marks, ["true class", "other"], loc="outside upper right", ncols=2,
+                      fontsize=8, frameon=False)
+    figure.supxlabel(quantity, fontsize=8.5)
     save(figure, path)
 
 

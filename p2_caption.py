@@ -12,6 +12,8 @@ The captioner is a vision transformer whose patches a small GPT-2 sees through c
 Without --checkpoint, predict and eval use ckpt/flickr8k_captioner.safetensors. score gives a
 prediction file the figures of the course's evaluator, without Java, in about a second: CIDEr,
 BLEU-1 … BLEU-4 and ROUGE-L of the COCO caption toolkit, tokenized as Stanford's PTBTokenizer does.
+eval, and score --images DIR, add CLIPScore (Hessel et al. 2021), by ckpt/clip_vit_tiny.safetensors
+or the CLIP that --clip names; those of different CLIPs, or prefixes, are not comparable.
 
 What to expect: README.md, "Results", names figures, data and time for each command.
 How to read the result: CIDEr weighs the words that tell images apart and goes from 0 to about 10;
@@ -45,12 +47,16 @@ from utils import (
     write_json,
 )
 
+import numpy as np
+
 import captions
 import data
 from metrics.captions import NAMES, describe, score_captions
+from metrics.clipscore import PREFIX, mean_interval
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "ckpt" / "flickr8k_captioner.safetensors"
+CLIP = HERE / "ckpt" / "clip_vit_tiny.safetensors"
 SHOWN = 20  # captions that are printed; the JSON has all
 FILES = ("images", "captions", "val_captions", "checkpoint", "decoder", "weights")
 FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
@@ -88,7 +94,7 @@ def evaluate(args):
     readable, texts, unreadable = captioning.caption_images(captioner, list(images), search, args)
     report_unreadable(readable, unreadable)
     result = scored([path.name for path in readable], texts, [images[path] for path in readable],
-                    args)
+                    args, readable if args.clip or CLIP.is_file() else [])
     result |= {"reads": describe(texts, copied_from), "checkpoint": str(args.checkpoint),
                "captions": str(args.captions), "search": dataclasses.asdict(search),
                "device": args.device, "precision": args.precision, "unreadable": len(unreadable)}
@@ -96,7 +102,8 @@ def evaluate(args):
         from models.checkpoint import record_measurement
 
         record_measurement(args.checkpoint, args.record, {
-            key: result[key] for key in ("metrics", "images", "search", "precision")})
+            key: result[key] for key in ("metrics", "images", "search", "precision", "clipscore")
+            if key in result})
     write_json(result, args.output)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
@@ -107,32 +114,62 @@ def score(args):
     for path in filter(None, (args.output, args.per_image)):
         check_writable(path)
     pairs = captions.match_predictions(predictions, references, args.allow_missing)
+    left_out = len(references) - len(pairs)
+    kept = min(args.limit or len(pairs), len(pairs))
+    pairs = [pairs[i * len(pairs) // kept] for i in range(kept)]
     names = [image for _, image in pairs]
+    if args.images:
+        captions.captioned_images(args.images, args.captions)  # all are there
+    elif args.clip:
+        raise UserError("--clip needs --images: CLIPScore looks at the photos")
     result = scored(names, [predictions[name] for name, _ in pairs],
-                    [references[image] for image in names], args)
+                    [references[image] for image in names], args,
+                    [Path(args.images) / name for name in names] if args.images else [])
     write_json(result | {
-        "images_left_out": len(references) - len(pairs),
+        "images_left_out": left_out,
         "predictions": str(args.predictions), "captions": str(args.captions),
     }, args.output)
+    return EXIT_SOME_UNREADABLE if result.get("unreadable") else 0
 
 
-def scored(names, texts, references, args):
-    """The metrics of captions as both eval and score print them; writes --per-image."""
+def scored(names, texts, references, args, photos):
+    """The metrics of captions as both eval and score print them, CLIPScore where ``photos`` has
+    their files; writes --per-image."""
     try:
         overall, intervals, per_image = score_captions(texts, references, args.bootstrap or 0,
                                                        args.seed)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if args.per_image:
-        write_csv(args.per_image, ["filename", *NAMES, "caption"],
-                  [[name, *map(repr, row), text]
-                   for name, row, text in zip(names, per_image.tolist(), texts, strict=True)])
-    result = {"metrics": overall, "images": len(names)}
+    result, columns = {"metrics": overall, "images": len(names)}, list(NAMES)
     if intervals:
         result["intervals_95"] = intervals
         result["bootstrap"] = {"resamples": args.bootstrap, "seed": args.seed}
+    if photos:
+        each = add_clipscore(result, photos, texts, args)
+        per_image, columns = np.column_stack([per_image, each]), [*NAMES, "CLIPScore"]
+    if args.per_image:
+        write_csv(args.per_image, ["filename", *columns, "caption"],
+                  [[name, *map(repr, row), text]
+                   for name, row, text in zip(names, per_image.tolist(), texts, strict=True)])
     return result | {
         "tokenizer": "PTB (equal to Stanford CoreNLP 3.4.1's, lower-cased, punctuation dropped)"}
+
+
+def add_clipscore(result, photos, texts, args):
+    """Put CLIPScore and what it was computed with into ``result``; returns each image's, nan where
+    the photo cannot be read."""
+    from clip_features import about_clipscore, caption_scores, prepare_clip
+
+    clip = prepare_clip(args.clip or CLIP, args)
+    scores, unreadable = caption_scores(clip, photos, texts, args, args.clip_prefix)
+    seen = scores[~np.isnan(scores)]
+    report_unreadable(seen, unreadable)
+    result["metrics"]["CLIPScore"] = float(seen.mean())
+    if args.bootstrap:
+        result["intervals_95"]["CLIPScore"] = mean_interval(seen, args.bootstrap, args.seed)
+    result["clipscore"] = about_clipscore(clip, args.clip_prefix) | {"images": len(seen)}
+    result["unreadable"] = len(unreadable)
+    return scores
 
 
 def train(args):
@@ -222,7 +259,7 @@ def open_captioner(args):
 
 
 def report_unreadable(readable, unreadable):
-    if not readable:
+    if not len(readable):
         raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
                         .format(len(unreadable), *unreadable[0]))
     for path, reason in unreadable:
@@ -344,7 +381,8 @@ def make_parser():
                          help='{"<image name>": "caption", …}')
     scoring.add_argument("--captions", required=True, metavar="JSON",
                          help="references in COCO's format: images and annotations")
-    scoring.add_argument("--seed", type=int, default=0, help="seed of the resamples")
+    add_run_options(scoring, None)
+    scoring.add_argument("--images", metavar="DIR", help="the photos: also report CLIPScore")
     scoring.add_argument("--allow-missing", action="store_true",
                          help="score the images that both files have, whatever else they hold")
     for command in (evaluating, scoring):
@@ -352,6 +390,13 @@ def make_parser():
                              help="also write each image's scores here")
         command.add_argument("--bootstrap", type=positive_int, metavar="N",
                              help="95 %% intervals from N resamples of the images")
+        command.add_argument("--clip", metavar="FILE|FOLDER|NAME",
+                             help="the CLIP behind CLIPScore: a clip checkpoint, transformers' "
+                                  f"folder or hub name (default: {CLIP.name})")
+        command.add_argument("--clip-prefix", nargs="?", const=PREFIX, default="", metavar="TEXT",
+                             help="put before each caption for CLIPScore; without TEXT, "
+                                  f'"{PREFIX}", as its paper has it (default: nothing, as the '
+                                  "course's evaluator has it)")
         command.add_argument("--output", metavar="JSON", help="instead of stdout")
 
     pretraining = add("pretrain", pretrain, "train tokenizer and decoder on captions alone")

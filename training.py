@@ -215,6 +215,26 @@ def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:
     return classes[base](groups, **options)
 
 
+EMBEDDINGS = ("wte", "wpe", "pos_embed", "cls_token", "logit_scale")
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr_scales: dict[str, float] | None = None
+) -> list[dict]:
+    """Trained parameters by whether they decay and by learning rate: ``lr_scales`` says how that of
+    names with a prefix is scaled. Norms, biases and embeddings do not decay."""
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            embedding = any(part in name for part in EMBEDDINGS)
+            decay = 0.0 if embedding or parameter.ndim < 2 else weight_decay
+            scale = next((scale for prefix, scale in (lr_scales or {}).items()
+                          if name.startswith(prefix)), 1.0)
+            groups.setdefault((decay, scale), []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (decay, scale), parameters in groups.items()]
+
+
 def lr_factor(recipe: Recipe, steps_an_epoch: int, step: int) -> float:
     """What the learning rate is multiplied by at optimizer step ``step`` (from 0): a linear
     warm-up, then constant, or a cosine or a line down to 0 at the end of the last epoch."""

@@ -344,6 +344,18 @@ def write_csv(path: str | Path, header: list[str], rows: list[list]) -> None:
     warn(f"wrote {path}")
 
 
+def read_csv(path: str | Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of a CSV that has ``columns`` in its header; UserError that names what is wrong."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    reader = csv.DictReader(io.StringIO(text))
+    if not set(columns) <= set(reader.fieldnames or ()):
+        raise UserError(f"{path} needs the header {','.join(columns)}")
+    return [{column: (row[column] or "").strip() for column in columns} for row in reader]
+
+
 def markdown_table(header: list[str], rows: list[list]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]

@@ -152,14 +152,21 @@ class GPT2(nn.Module):
         ``where`` (B, T) bool: logits (places, vocabulary) of those places alone; over a large
         vocabulary, that is where most of a training step goes.
         """
+        x, presents = self.hidden(tokens, memory, mask, past, where)
+        return F.linear(x, self.wte.weight), presents
+
+    def hidden(
+        self, tokens: Tensor, memory: list[KeyValue] | None = None, mask: Tensor | None = None,
+        past: list[KeyValue] | None = None, where: Tensor | None = None,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """As ``forward``, but the states after the last norm, (B, T, C) or (places, C)."""
         x = self.embed(tokens, past)
         presents = []
         for layer, block in enumerate(self.h):
             x, present = block.attend(x, past and past[layer])
             x = block.look_and_think(x, memory and memory[layer], mask)
             presents.append(present)
-        x = self.ln_f(x if where is None else x[where])
-        return F.linear(x, self.wte.weight), presents
+        return self.ln_f(x if where is None else x[where]), presents
 
     def cross_attention(
         self, tokens: Tensor, memory: list[KeyValue], mask: Tensor | None, layer: int

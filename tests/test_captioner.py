@@ -17,6 +17,7 @@ from test_gpt2 import toy_captioner
 
 import caption_training
 import captioning
+import training
 from metrics.cider import CiderReward, cider
 from metrics.ngrams import Corpus
 from models.captioner import (
@@ -216,7 +217,7 @@ def test_a_captioner_keeps_what_its_base_knows(tokenizer):
 def test_decay_spares_norms_biases_and_embeddings():
     captioner = toy_captioner(encoder_width=40).requires_grad_(True)
     captioner.encoder.weight = torch.nn.Parameter(torch.ones(2, 2))
-    groups = caption_training.parameter_groups(captioner, 0.05, 0.1)
+    groups = training.parameter_groups(captioner, 0.05, {"encoder.": 0.1})
     names = {id(parameter): name for name, parameter in captioner.named_parameters()}
     found = {names[id(p)]: (group["weight_decay"], group["lr_scale"])
              for group in groups for p in group["params"]}

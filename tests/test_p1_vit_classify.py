@@ -429,7 +429,7 @@ def test_hw3_1_works_from_anywhere_on_the_shipped_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("words, status, message", [
-    (["a", "b.json", "c.csv"], 1, "clip_zeroshot.py"),
+    (["a", "b.json", "c.csv"], 1, "image folder a does not exist"),
     (["a"], 2, "expected IMAGES OUT.csv"),
     (["nowhere", "o.csv"], 1, "nowhere does not exist"),
 ])

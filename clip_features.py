@@ -1,0 +1,185 @@
+"""What CLIP makes of photos and texts, for every script that asks it. Between the scripts, which
+never import each other, and the rooms: it may use every room."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import (
+    UserError,
+    autocast,
+    check_writable,
+    progress,
+    resolve_run_options,
+    warn,
+    whole_file,
+)
+
+import numpy as np
+import torch
+
+import data
+from metrics.clipscore import WEIGHT, clipscore
+from models.clip import Clip, open_clip
+
+CHECKPOINT = Path(__file__).resolve().parent / "ckpt" / "clip_vit_tiny.safetensors"
+BATCH = {"cpu": 16, "cuda": 256}
+Unreadable = list[tuple[Path, str]]
+
+
+def prepare_clip(source: str | Path, args) -> Clip:
+    """The model, on the device of ``args``, whose "auto" and batch size are filled in."""
+    resolve_run_options(args)
+    args.batch_size = args.batch_size or BATCH[args.device]
+    return open_clip(source).to(args.device)
+
+
+# --- photos -------------------------------------------------------------------------------------
+
+
+def image_features(
+    clip: Clip, paths: Sequence[Path], args, title: str = "encode"
+) -> tuple[list[Path], np.ndarray, Unreadable]:
+    """(readable paths, (N, D) float32 with rows of length 1, [(path, reason)] of the others)."""
+    transform = data.Transform.from_fields(clip.preprocessing)
+    readable, rows, unreadable = [], [], []
+    with progress(len(paths), title, "img") as bar:
+        batches = data.read_batches(paths, transform, args.batch_size,
+                                    lambda path, reason: unreadable.append((path, reason)))
+        for names, pixels in batches:
+            images = transform.normalize(torch.from_numpy(pixels).to(args.device))
+            with autocast(args.device, args.precision):
+                rows.append(clip.encode_image(images).cpu().numpy())
+            readable += names
+            bar.update(len(names))
+    return readable, np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), unreadable
+
+
+def kept_image_features(
+    clip: Clip, paths: Sequence[Path], args, file: str | Path | None
+) -> tuple[list[Path], np.ndarray, Unreadable]:
+    """As ``image_features``, from ``file`` where it holds those of this model and of these files
+    (by name, size and time); else computed, and written there. None: never kept.
+
+    The file's arrays are ``filenames`` and ``features``, row by row, and ``about`` (JSON).
+    """
+    if file is None:
+        return image_features(clip, paths, args)
+    if Path(file).suffix != ".npz":
+        raise UserError(f"--embeddings {file}: the name must end in .npz")
+    check_writable(file)
+    stats = [path.stat() for path in paths]
+    about = {"model": clip.identity, "precision": args.precision,
+             "files": [[path.name, stat.st_size, stat.st_mtime_ns]
+                       for path, stat in zip(paths, stats, strict=True)]}
+    by_name = {path.name: path for path in paths}
+    kept = _read_npz(file)
+    if kept is not None and not {"filenames", "features", "about"} <= set(kept):
+        raise UserError(f"{file} holds other arrays than embeddings; give --embeddings another "
+                        "name")
+    if kept is not None:
+        before = json.loads(str(kept["about"]))
+        unreadable = before.pop("unreadable")
+        if before == about:
+            warn(f"took the embeddings of {len(paths)} images from {file}")
+            return ([by_name[name] for name in kept["filenames"].tolist()], kept["features"],
+                    [(by_name[name], reason) for name, reason in unreadable])
+    readable, features, unreadable = image_features(clip, paths, args)
+    about["unreadable"] = [[path.name, reason] for path, reason in unreadable]
+    _write_npz(file, filenames=np.array([path.name for path in readable], dtype=np.str_),
+               features=features, about=np.array(json.dumps(about)))
+    warn(f"wrote {file}")
+    return readable, features, unreadable
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def text_features(clip: Clip, texts: Sequence[str]) -> np.ndarray:
+    """(N, D) float32 with rows of length 1; those of texts encoded before come from the cache,
+    ``$XDG_CACHE_HOME/hw3`` or ``~/.cache/hw3``."""
+    texts = list(texts)
+    key = hashlib.sha256(json.dumps([clip.identity, texts]).encode()).hexdigest()[:32]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hw3"
+    file = folder / f"text-{key}.npz"
+    kept = _read_npz(file) if clip.identity else None
+    if kept is not None and "features" in kept and len(kept["features"]) == len(texts):
+        clip.token_rows(texts)  # for its warning about texts that were cut
+        return kept["features"]
+    features = clip.encode_text(texts).cpu().numpy()
+    if clip.identity:
+        try:
+            _write_npz(file, features=features)
+        except OSError:
+            pass  # a cache that cannot be written costs time, no result
+    return features
+
+
+def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+    """(templates, classes, D): each name in each template's place for it."""
+    texts = [fill(template, name) for template in templates for name in names]
+    return text_features(clip, texts).reshape(len(templates), len(names), -1)
+
+
+def fill(template: str, name: str) -> str:
+    """``name`` where ``template`` says {object} or {}."""
+    return template.replace("{object}", name).replace("{}", name)
+
+
+def _read_npz(file: str | Path) -> dict[str, np.ndarray] | None:
+    """The file's arrays; None where there is none, or it is damaged (zip keeps a checksum)."""
+    try:
+        with np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception:  # a damaged file fails in many ways inside numpy's reader
+        return None
+
+
+def _write_npz(file: str | Path, **arrays: np.ndarray) -> None:
+    with whole_file(file) as temporary, open(temporary, "wb") as target:
+        np.savez(target, **arrays)
+
+
+# --- captions and class names -------------------------------------------------------------------
+
+
+def caption_scores(
+    clip: Clip, paths: Sequence[Path], captions: Sequence[str], args, prefix: str
+) -> tuple[np.ndarray, Unreadable]:
+    """CLIPScore of each photo's caption (N,), nan where the photo cannot be read; and which."""
+    readable, features, unreadable = image_features(clip, paths, args, "CLIPScore")
+    places = {path: place for place, path in enumerate(paths)}
+    rows = [places[path] for path in readable]
+    scores = np.full(len(paths), np.nan)
+    if rows:
+        scores[rows] = clipscore(features, [captions[row] for row in rows],
+                                 lambda texts: clip.encode_text(texts).cpu().numpy(), prefix)
+    return scores, unreadable
+
+
+def about_clipscore(clip: Clip, prefix: str) -> dict:
+    """What must stand beside a CLIPScore."""
+    published = Path(clip.name).name == "clip-vit-base-patch32"
+    return {"model": clip.name, "weight": WEIGHT, "prefix": prefix,
+            "comparable": "to ViT-B/32's CLIPScores with this prefix" if published else
+                          "among captions judged by this model; not comparable to ViT-B/32's"}
+
+
+@functools.cache
+def _imagenet_names() -> frozenset[str]:
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return frozenset(lemma.strip().casefold() for index in range(info.num_classes())
+                     for lemma in info.index_to_description(index).split(","))
+
+
+def inside_imagenet(name: str) -> bool:
+    """Whether ``name`` is a word that ImageNet-1k (Russakovsky et al. 2015) has for one of its
+    classes, by WordNet's lemmas: "tabby" and "tabby cat" are, "cat" is not."""
+    return name.replace("_", " ").strip().casefold() in _imagenet_names()

@@ -1,0 +1,399 @@
+"""Report question: how well does CLIP name photos of classes that it was never trained on?
+
+CLIP (Radford et al. 2021) puts images and texts into one space. A photo gets the class whose name,
+put into a sentence (a template), lies nearest; nothing is trained.
+
+  python3 clip_zeroshot.py predict --images DIR --labels id2label.json --output pred.csv
+  python3 clip_zeroshot.py eval --images DIR --labels id2label.json --table templates.md
+  python3 clip_zeroshot.py top5 --images DIR --sample 3 --labels id2label.json --output top5.png
+
+id2label.json names the classes, {"0": "bicycle", "1": "chair"}: what is written for a photo is the
+key, whatever the order. --model takes a checkpoint of this project, a folder that transformers
+wrote, or a name on the hub such as openai/clip-vit-base-patch32; without it, it is
+ckpt/clip_vit_tiny.safetensors. --template takes a text with {object} or {} in the name's place, the
+name of a set (course: the report's five; cifar: the 18 that OpenAI published for CIFAR), or a file
+with a template a line; several are an ensemble (each normalized, their mean, normalized).
+
+What to expect: README.md, "Results", names accuracy, data and time for each command.
+How to read the result: "accuracy_95" is the Wilson interval: templates closer than that are not
+told apart by such a test. A negation ("not a photo of") names the same class and does no harm.
+Probabilities are a softmax over the given classes with the model's own logit scale: they say which
+of these names fits best, not that any fits.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import (
+    EXIT_SOME_UNREADABLE,
+    ArgumentParser,
+    UserError,
+    add_recipe_options,
+    add_run_options,
+    check_writable,
+    fraction,
+    markdown_table,
+    natural,
+    non_negative,
+    positive_int,
+    printable,
+    run,
+    share,
+    warn,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+import numpy as np
+
+import data
+import figures
+from metrics import accuracy
+
+HERE = Path(__file__).resolve().parent
+CHECKPOINT = HERE / "ckpt" / "clip_vit_tiny.safetensors"
+SHOWN = 20  # predictions that are printed with name and probability; the CSV has all
+MOST_PANELS = 24
+TEMPLATE = "a photo of a {object}"  # of predict and top5, so of hw3_1.sh
+TEMPLATES = {
+    "course": ("This is a photo of {object}", "This is not a photo of {object}",
+               "This is a {object} image.", "No {object}, no score.", "a photo of a {object}"),
+    # github.com/openai/CLIP, data/prompts.md, CIFAR10 and CIFAR100
+    "cifar": tuple(text.format(article, "{}") for article in ("a", "the") for text in (
+        "a photo of {} {}.", "a blurry photo of {} {}.", "a black and white photo of {} {}.",
+        "a low contrast photo of {} {}.", "a high contrast photo of {} {}.",
+        "a bad photo of {} {}.", "a good photo of {} {}.", "a photo of {} small {}.",
+        "a photo of {} big {}.")),
+}
+
+# --- templates ----------------------------------------------------------------------------------
+
+
+def read_templates(words: Sequence[str]) -> dict[str, list[str]]:
+    """``--template``'s words -> {set, file, or "given": its templates}.
+
+    Raises UserError for a template that has no place for the name.
+    """
+    groups: dict[str, list[str]] = {}
+    for word in words:
+        if word in TEMPLATES:
+            groups[word] = list(TEMPLATES[word])
+        elif "{" not in word and Path(word).is_file():
+            text = Path(word).read_bytes().decode("utf-8", "replace")
+            groups[word] = [line.strip() for line in text.splitlines() if line.strip()]
+            if not groups[word]:
+                raise UserError(f"{word} holds no template; write one a line")
+        else:
+            groups.setdefault("given", []).append(word)
+    for template in unique(groups):
+        if "{object}" not in template and "{}" not in template:
+            raise UserError(f'template "{template}" has no {{object}} (or {{}}) in the name\'s '
+                            f"place; nor is it a file or one of the sets {', '.join(TEMPLATES)}")
+    return groups
+
+
+def unique(groups: dict[str, list[str]]) -> list[str]:
+    """All templates of the groups, each once."""
+    return list(dict.fromkeys(template for group in groups.values() for template in group))
+
+
+# --- compute ------------------------------------------------------------------------------------
+
+
+def ensemble(features: np.ndarray) -> np.ndarray:
+    """(templates, classes, D), rows of length 1 -> (classes, D): their mean, normalized
+    (Radford et al. 2021, Sec. 3.1.4)."""
+    mean = features.astype(np.float64).mean(0)
+    lengths = np.linalg.norm(mean, axis=1, keepdims=True)
+    return (mean / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def probabilities(images: np.ndarray, classes: np.ndarray, logit_scale: float) -> np.ndarray:
+    """Features (N, D) and (classes, D), rows of length 1 -> (N, classes), rows sum to 1."""
+    logits = logit_scale * (images @ classes.T)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+def judge(probabilities: np.ndarray, targets: np.ndarray, inside: np.ndarray) -> dict:
+    """A row of the table: accuracy and its interval; apart, those of photos whose class ImageNet
+    has a name for (``inside`` (N,) bool) and of the others."""
+    row = accuracy.summarize(probabilities, targets)
+    for part, chosen in (("inside_imagenet", inside), ("outside_imagenet", ~inside)):
+        if chosen.any():
+            summary = accuracy.summarize(probabilities[chosen], targets[chosen])
+            row[part] = {key: summary[key]
+                         for key in ("correct", "total", "accuracy", "accuracy_95")}
+    return row
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def predict(args):
+    paths = data.list_images(args.images, args.limit)
+    check_writable(args.output)
+    classes, templates, clip = prepare(args)
+    readable, images, unreadable = encode(clip, paths, args, args.embeddings)
+    rows = classify(clip, images, classes, templates)
+    labels = [list(classes)[i] for i in rows.argmax(1)]
+    write_csv(args.output, ["filename", "label"],
+              [[path.name, label] for path, label in zip(readable, labels, strict=True)])
+    for path, label, row in list(zip(readable, labels, rows, strict=True))[:SHOWN]:
+        print(f"{printable(path.name):24} {printable(label):>4} {printable(classes[label]):28} "
+              f"{row.max():4.0%}")
+    if len(readable) > SHOWN:
+        print(f"… and {len(readable) - SHOWN} more in {printable(args.output)}")
+    return EXIT_SOME_UNREADABLE if unreadable else 0
+
+
+def evaluate(args):
+    from clip_features import class_features, inside_imagenet
+
+    paths = data.list_images(args.images, args.limit)
+    truth = dict(zip(paths, data.read_labels(paths, args.truth), strict=True))
+    for path in filter(None, (args.output, args.table)):
+        check_writable(path)
+    if args.record and not Path(args.model).is_file():
+        raise UserError(f"--record writes into a checkpoint file, and {args.model} is none")
+    classes, templates, clip = prepare(args)
+    index = {label: i for i, label in enumerate(classes)}
+    unknown = data.sort_labels([label for label in truth.values() if label not in index])
+    if unknown:
+        raise UserError(f"label {unknown[0]} in {args.truth or args.images} is not among the "
+                        f"{len(classes)} of {args.labels}")
+    readable, images, unreadable = encode(clip, paths, args, args.embeddings)
+    targets = np.array([index[truth[path]] for path in readable])
+    inside = np.array([inside_imagenet(name) for name in classes.values()])[targets]
+    texts = unique(templates)
+    of = dict(zip(texts, class_features(clip, list(classes.values()), texts), strict=True))
+    candidates = {template: [template] for template in texts}
+    candidates |= {f"ensemble of {Path(name).name} ({len(group)})": group
+                   for name, group in templates.items() if len(group) > 1}
+    if len(templates) > 1:
+        candidates[f"ensemble of all ({len(texts)})"] = texts
+    rows = [{"template": title, "templates": len(group)} | judge(probabilities(
+                images, ensemble(np.stack([of[text] for text in group])), clip.logit_scale),
+                targets, inside) for title, group in candidates.items()]
+    table = table_of(rows)
+    print(table, file=sys.stderr)
+    if args.table:
+        write_text(args.table, table)
+        warn(f"wrote {args.table}")
+    result = {"rows": rows, **provenance(clip, classes, args), "images": str(args.images),
+              "unreadable": len(unreadable)}
+    if args.record:
+        from models.checkpoint import record_measurement
+
+        record_measurement(args.model, args.record, {key: result[key]
+                                                     for key in ("rows", "precision")})
+    write_json(result, args.output)
+    return EXIT_SOME_UNREADABLE if unreadable else 0
+
+
+def top5(args):
+    paths = data.image_paths(args.images, args.limit)
+    if args.sample:
+        paths = sorted(random.Random(args.seed).sample(paths, min(args.sample, len(paths))))
+    if len(paths) > MOST_PANELS:
+        raise UserError(f"{len(paths)} images are too many for one figure; --sample N draws some")
+    check_writable(args.output)
+    classes, templates, clip = prepare(args)
+    readable, images, unreadable = encode(clip, paths, args)
+    labels, panels, result = list(classes), [], {}
+    for path, row in zip(readable, classify(clip, images, classes, templates), strict=True):
+        best = np.argsort(-row, kind="stable")[:5]
+        true = path.name.partition("_")[0]
+        title = printable(path.name)
+        if true in classes:
+            rank = int((row > row[labels.index(true)]).sum()) + 1
+            title += f"\ntrue: {printable(classes[true])}" + f" (rank {rank})" * (rank > 5)
+        panels.append((data.load_image(path), title, [printable(classes[labels[i]]) for i in best],
+                       row[best], [labels[i] == true for i in best]))
+        result[path.name] = [{"label": labels[i], "name": classes[labels[i]],
+                              "probability": float(row[i])} for i in best]
+    figures.top_classes(panels, f"probability (%): softmax over {len(classes)} classes, "
+                                f"logit scale {clip.logit_scale:.1f}", args.output)
+    warn(f"wrote {args.output}")
+    write_json({"images": result, **provenance(clip, classes, args),
+                "templates": unique(templates)})
+    return EXIT_SOME_UNREADABLE if unreadable else 0
+
+
+def words(args):
+    import clip_training
+
+    clip_training.words(args)
+
+
+def train(args):
+    import clip_training
+
+    clip_training.pairs(args)
+
+
+# --- what the commands share --------------------------------------------------------------------
+
+
+def prepare(args):
+    """(label: name of each class, templates by group, the model)."""
+    classes, templates = data.read_classes(args.labels), read_templates(args.template)
+    from clip_features import prepare_clip
+
+    return classes, templates, prepare_clip(args.model, args)
+
+
+def encode(clip, paths, args, embeddings=None):
+    """As clip_features.image_features; unreadable files are reported, some image is readable."""
+    from clip_features import kept_image_features
+
+    readable, features, unreadable = kept_image_features(clip, paths, args, embeddings)
+    if not readable:
+        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
+                        .format(len(paths), *unreadable[0]))
+    for path, reason in unreadable:
+        warn(f"unreadable: {path}: {reason}")
+    return readable, features, unreadable
+
+
+def classify(clip, images, classes, templates):
+    """(N, D) features -> (N, classes) probabilities, by the ensemble of all templates."""
+    from clip_features import class_features
+
+    texts = class_features(clip, list(classes.values()), unique(templates))
+    return probabilities(images, ensemble(texts), clip.logit_scale)
+
+
+def provenance(clip, classes, args):
+    return {"model": clip.name, "logit_scale": clip.logit_scale, "classes": len(classes),
+            "labels": str(args.labels), "device": args.device, "precision": args.precision}
+
+
+def table_of(rows):
+    """The rows of eval as a Markdown table."""
+    def cells(part):
+        if not part:
+            return ["", ""]
+        return [f"{part['accuracy']:.1%}", "{:.1%} - {:.1%}".format(*part["accuracy_95"])]
+
+    header = ["template", "accuracy", "95 % interval"]
+    parts = [part for part in ("inside_imagenet", "outside_imagenet") if part in rows[0]]
+    if len(parts) == 2:
+        header += ["names in ImageNet", "95 %", "others", "95 %"]
+    return markdown_table(header, [
+        [row["template"].replace("|", "\\|"), *cells(row),
+         *(cell for part in parts if len(parts) == 2 for cell in cells(row.get(part)))]
+        for row in rows])
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+def make_parser():
+    parser = ArgumentParser(prog="clip_zeroshot.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name, function, help, templates):
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=function)
+        add_run_options(command, None)
+        command.add_argument("--labels", required=True, metavar="JSON",
+                             help='{"0": "bicycle", …}: what is written, and the name')
+        command.add_argument("--model", "--checkpoint", default=str(CHECKPOINT),
+                             metavar="FILE|FOLDER|NAME",
+                             help="a clip checkpoint, transformers' folder, or a hub name")
+        command.add_argument("--template", nargs="+", default=templates, metavar="T",
+                             help="texts with {object} or {}; sets (course, cifar); files")
+        return command
+
+    predicting = add("predict", predict, "name a folder of photos: a CSV filename,label",
+                     [TEMPLATE])
+    predicting.add_argument("--output", required=True, metavar="CSV",
+                            help="file to write, whole or not at all")
+    evaluating = add("eval", evaluate, "accuracy of each template and of their ensembles",
+                     list(TEMPLATES))
+    evaluating.add_argument("--truth", metavar="CSV", help="filename,label; else names carry it")
+    evaluating.add_argument("--table", metavar="FILE", help="also write the table, as Markdown")
+    evaluating.add_argument("--record", metavar="NAME",
+                            help="write the result into the checkpoint, as measured on NAME")
+    evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
+    for command in (predicting, evaluating):
+        command.add_argument("--images", required=True, metavar="DIR",
+                             help="folder of photos, without its subfolders")
+        command.add_argument("--embeddings", metavar="FILE.npz",
+                             help="keep the photos' features here, and use them again")
+    panels = add("top5", top5, "a figure: each photo beside its five likeliest classes", [TEMPLATE])
+    panels.add_argument("--images", nargs="+", default=[str(HERE / "samples" / "scenes")],
+                        metavar="PATH", help="image files, or one folder")
+    panels.add_argument("--sample", type=positive_int, metavar="N",
+                        help="draw N of the images, by --seed")
+    panels.add_argument("--output", required=True, metavar="PNG", help="figure to write")
+    add_training(commands)
+    return parser
+
+
+def add_training(commands):
+    naming = commands.add_parser("words", help="teach a text tower names, without any picture")
+    naming.set_defaults(run=words)
+    learning = commands.add_parser("train", help="train both towers on pictures with texts")
+    learning.set_defaults(run=train)
+    for command in (naming, learning):
+        add_run_options(command, 256 if command is naming else 64)
+        command.add_argument("--out", required=True, metavar="DIR",
+                             help="folder for everything written")
+        command.add_argument("--about", metavar="TEXT",
+                             help="data and licence, kept in the checkpoint")
+        head = command.add_argument_group("what ImageNet's classes look like")
+        head.add_argument("--vit", default="vit_tiny_patch16_224", metavar="NAME",
+                          help="timm's name of the image tower, with a head over ImageNet-1k")
+        head.add_argument("--pretrained", action="store_true", help="timm's weights (network)")
+        head.add_argument("--weights", metavar="FILE", help="these weights, head included")
+        head.add_argument("--wordnet", metavar="DIR", required=command is naming,
+                          help="WordNet's folder with data.noun and index.sense")
+        head.add_argument("--word-scale", type=non_negative, default=12.0, metavar="SCALE",
+                          help="sharpness of what a noun says about the classes")
+        head.add_argument("--texts", type=positive_int, default=100_000, metavar="N",
+                          help="phrases an epoch")
+        recipe = add_recipe_options(command)
+        recipe.add_argument("--encoder-lr", type=non_negative, default=0.1, metavar="FACTOR",
+                            help="the image tower's lr is this times --lr")
+    naming.add_argument("--captions", nargs="*", default=[], metavar="JSON",
+                        help="the tokenizer learns from these captions too")
+    for name, default in (("vocab-size", 4096), ("context", 32), ("width", 192), ("layers", 3),
+                          ("heads", 3)):
+        naming.add_argument(f"--{name}", type=positive_int, default=default, metavar="N",
+                            help="of the text tower")
+    learning.add_argument("--checkpoint", required=True, metavar="FILE", help="what to start from")
+    learning.add_argument("--pairs", nargs="*", default=[], metavar="CSV",
+                          help="image,text: paths beside the CSV and what they show")
+    learning.add_argument("--images", metavar="DIR", help="photos of --captions")
+    learning.add_argument("--captions", metavar="JSON", help="captions in COCO's format")
+    learning.add_argument("--freeze", type=natural, default=0, metavar="N",
+                          help="leave the image tower's first N blocks as they are")
+    learning.add_argument("--crop-pct", type=share, metavar="SHARE",
+                          help="share of the shorter side that the centre crop keeps")
+    learning.add_argument("--augment", nargs="+", choices=data.AUGMENTATIONS, metavar="NAME",
+                          default=["crop", "flip"],
+                          help="any of " + " ".join(data.AUGMENTATIONS))
+    learning.add_argument("--shrink", type=fraction, default=0.0, metavar="SHARE",
+                          help="share of photos that are made small and large again")
+    learning.add_argument("--shrink-to", type=positive_int, default=32, metavar="PIXELS",
+                          help="how small at least; up to three times as large")
+    learning.add_argument("--teacher", type=non_negative, default=1.0, metavar="WEIGHT",
+                          help="of what the untrained image tower says of undamaged photos")
+    learning.add_argument("--words", type=non_negative, default=0.5, metavar="WEIGHT",
+                          help="of the names that --wordnet goes on teaching")
+
+
+def main():
+    args = make_parser().parse_args()
+    return args.run(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,297 @@
+"""CLIP (Radford et al. 2021): images and texts as unit vectors in one space.
+
+One interface, ``Clip``, over two kinds of towers: our own small ``DualEncoder`` (a checkpoint of
+kind ``clip``), and transformers' ``CLIPModel``, from a folder or by its name on the hub. Towers are
+modules that have
+
+- ``image_features(images)`` and ``text_features(tokens)``, not normalized
+- ``ids(texts)`` -> each text's ids, of any length, the end token last, and ``pad_id``
+- ``context``, the most tokens they read, and ``scale()``, what cosines are multiplied by
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from utils import UserError, one_line, warn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.checkpoint import digest, load_checkpoint, load_strict, save_checkpoint
+from models.gpt2 import GPT2, GPT2Config
+from models.tokenizer import Tokenizer
+from models.vit import build_vit
+
+MAX_SCALE = 100.0  # Radford et al. 2021, Sec. 2.5
+
+
+@dataclass
+class Clip:
+    """Two towers with what is needed to use them."""
+
+    towers: nn.Module
+    preprocessing: dict  # the fields of data.Transform
+    name: str  # the file, folder or hub name that it came from
+    identity: str = ""  # changes with weights, tokenizer or preprocessing; "": not to be cached
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by before the softmax."""
+        return self.towers.scale().item()
+
+    def to(self, device: str) -> Clip:
+        self.towers.to(device).eval()
+        return self
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, H, W) -> (B, D) float32, rows of length 1."""
+        return F.normalize(self.towers.image_features(pixels).float(), dim=1)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """N texts -> (N, D) float32, rows of length 1, whatever the precision around it."""
+        device = next(self.towers.parameters()).device
+        rows, parts = self.token_rows(texts), []
+        with torch.autocast(device.type, enabled=False):
+            for start in range(0, len(rows), batch_size):
+                tokens = padded(rows[start:start + batch_size], self.towers.pad_id)
+                parts.append(F.normalize(self.towers.text_features(tokens.to(device)), dim=1))
+        return torch.cat(parts)
+
+    def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's ids, at most ``context``: a longer one is cut, its end token kept, and one
+        warning names such texts."""
+        rows, context = self.towers.ids(list(texts)), self.towers.context
+        cut = [text for text, row in zip(texts, rows, strict=True) if len(row) > context]
+        if cut:
+            shown = ", ".join(f'"{text[:60]}{"…" * (len(text) > 60)}"' for text in cut[:5])
+            warn(f"{len(cut)} texts are longer than the {context} tokens that {self.name} reads "
+                 f"and were cut: {shown}{', …' * (len(cut) > 5)}")
+        return [row if len(row) <= context else [*row[:context - 1], row[-1]] for row in rows]
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """Rows of ids -> (N, longest) int64."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows])
+
+
+def open_clip(source: str | Path) -> Clip:
+    """A checkpoint of ours, a folder that transformers wrote, or a model's name on the hub.
+
+    Raises UserError where it is none of them or cannot be had.
+    """
+    path = Path(source)
+    if not path.is_file() and path.suffix not in (".safetensors", ".pth", ".bin"):
+        return _open_transformers(str(source))
+    model = load_clip(path)
+    identity = [digest(model.state_dict()), model.tokenizer.to_json(), model.preprocessing]
+    return Clip(model, model.preprocessing, str(source), _hash(identity))
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+# --- ours ---------------------------------------------------------------------------------------
+
+
+class DualEncoder(nn.Module):
+    """A timm ViT and a GPT-2 without cross-attention, each projected into one space.
+
+    The text's feature is the state at its end token, which has seen all before it.
+    """
+
+    def __init__(
+        self, vision: nn.Module, text: GPT2Config, tokenizer: Tokenizer, width: int,
+        preprocessing: dict, architecture: dict, metadata: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if tokenizer.vocab_size != text.vocab_size:
+            raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the text tower "
+                            f"{text.vocab_size}; they do not belong together")
+        self.vision, self.text = vision, GPT2(replace(text, cross_width=None))
+        self.image_proj = nn.Linear(vision.num_features, width)
+        self.text_proj = nn.Linear(text.width, width, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # a logarithm, as CLIP's
+        self.tokenizer, self.pad_id, self.context = tokenizer, tokenizer.pad_id, text.max_length
+        self.preprocessing = preprocessing
+        self.architecture = architecture  # of the image tower: {"name", "args"} as timm takes them
+        self.metadata = metadata or {}
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        return [[*self.tokenizer.encode(text), self.tokenizer.end_id] for text in texts]
+
+    def scale(self) -> Tensor:
+        return self.logit_scale.exp().clamp(max=MAX_SCALE)
+
+    def pool(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> what the image tower's head would read, (B, C)."""
+        return self.vision.forward_head(self.vision.forward_features(images), pre_logits=True)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W), or what ``pool`` made of them, (B, C) -> (B, D)"""
+        return self.image_proj(images if images.ndim == 2 else self.pool(images))
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """tokens (N, T), each row closed by its end token and padded -> (N, D)"""
+        end = (tokens == self.tokenizer.end_id).int().argmax(1)  # the first: others are padding
+        where = F.one_hot(end, tokens.shape[1]).bool()
+        return self.text_proj(self.text.hidden(tokens, where=where)[0])
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For training: (B, D) and (N, D) float32 with rows of length 1, and the logit scale.
+
+        All that is learned is used in here, as several processes need it.
+        """
+        return (F.normalize(self.image_features(images).float(), dim=1),
+                F.normalize(self.text_features(tokens).float(), dim=1), self.scale())
+
+
+def build_clip(
+    name: str, text: GPT2Config, tokenizer: Tokenizer, *, width: int = 256,
+    pretrained: bool = False, weights: str | Path | None = None, **args,
+) -> DualEncoder:
+    """A fresh text tower beside a ViT named as timm names it: random, timm's (``pretrained``) or a
+    file's (``weights``); ``args`` go to timm, such as ``img_size``."""
+    vision, preprocessing, architecture = build_vit(name, pretrained, weights, **args)
+    return DualEncoder(vision, text, tokenizer, width, preprocessing, architecture)
+
+
+def save_clip(path: str | Path, model: DualEncoder, **metadata) -> None:
+    """Write a checkpoint in float16; ``metadata`` adds recipe, metrics and licence."""
+    save_checkpoint(path, model.state_dict(), {
+        "kind": "clip", "vision": model.architecture, "text": asdict(model.text.config),
+        "width": model.image_proj.out_features, "tokenizer": model.tokenizer.to_json(),
+        "preprocessing": model.preprocessing, **metadata})
+
+
+def load_clip(path: str | Path) -> DualEncoder:
+    """What ``save_clip`` wrote, in float32 and eval mode."""
+    tensors, metadata = load_checkpoint(path, "clip")
+    try:
+        architecture, config = metadata["vision"], GPT2Config(**metadata["text"])
+        preprocessing, tokenizer = dict(metadata["preprocessing"]), metadata["tokenizer"]
+        vision = build_vit(architecture["name"], **architecture["args"])[0]
+        model = DualEncoder(vision, config, Tokenizer.from_json(tokenizer), metadata["width"],
+                            preprocessing, architecture, metadata)
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
+    load_strict(model, tensors, path)
+    return model.eval()
+
+
+# --- transformers' ------------------------------------------------------------------------------
+
+
+class TransformersTowers(nn.Module):
+    """transformers' ``CLIPModel`` and ``CLIPTokenizer``."""
+
+    def __init__(self, model: nn.Module, tokenizer) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.context = model.config.text_config.max_position_embeddings
+        self.pad_id = tokenizer.pad_token_id
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts).input_ids if texts else []
+
+    def scale(self) -> Tensor:
+        return self.model.logit_scale.exp()
+
+    # What ``get_image_features`` returns differs between versions of transformers.
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D)"""
+        pooled = self.model.vision_model(pixel_values=images).pooler_output
+        return self.model.visual_projection(pooled)
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """(N, T) -> (N, D); attention is causal, so what pads a row is never seen."""
+        return self.model.text_projection(self.model.text_model(input_ids=tokens).pooler_output)
+
+
+def _open_transformers(source: str) -> Clip:
+    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its retries
+    folder = Path(source)
+    # What is on disk asks no network, which would be waited for where there is none.
+    for local_files_only in (True,) if folder.is_dir() else (True, False):
+        try:
+            towers, preprocessing = _read_transformers(source, local_files_only)
+            break
+        except UserError:
+            raise
+        except Exception as error:  # transformers and the hub raise anything
+            problem = one_line(error)[:200]
+    else:
+        if not folder.is_dir():
+            problem = "no such file or folder, and the hub does not give it (no network?)"
+        raise UserError(f"cannot open {source} as a CLIP: {problem}; give a file, a folder of "
+                        "transformers', or another name")
+    if not folder.is_dir():
+        folder = Path(try_to_load_from_cache(source, "config.json")).parent
+    # Hashing gigabytes would take longer than encoding texts again.
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
+             for path in sorted(folder.iterdir())]
+    return Clip(towers, preprocessing, source, _hash([str(folder.resolve()), files]))
+
+
+def _read_transformers(source: str, local_files_only: bool) -> tuple[TransformersTowers, dict]:
+    from transformers import AutoConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    where = {"local_files_only": local_files_only}
+    config = AutoConfig.from_pretrained(source, **where)
+    if config.model_type != "clip":
+        raise UserError(f"{source} is a {config.model_type} model; a clip is needed")
+    tokenizer = CLIPTokenizer.from_pretrained(source, **where)
+    # Where its files are missing, transformers makes up a tokenizer of the special tokens alone.
+    if not len(tokenizer.all_special_ids) < len(tokenizer) <= config.text_config.vocab_size:
+        raise UserError(f"{source} has no tokenizer of its own ({len(tokenizer)} tokens for a "
+                        f"vocabulary of {config.text_config.vocab_size}); add tokenizer.json")
+    try:
+        processor = CLIPImageProcessor.from_pretrained(source, **where)
+    except OSError:
+        if not Path(source).is_dir():
+            raise
+        side = config.vision_config.image_size
+        processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side)
+        warn(f"{source} has no preprocessor_config.json: images are prepared as OpenAI's CLIP does")
+    model, loaded = CLIPModel.from_pretrained(source, output_loading_info=True,
+                                              dtype=torch.float32, **where)
+    if loaded["missing_keys"]:
+        raise UserError(f"{source} does not fit the model: {len(loaded['missing_keys'])} tensors "
+                        f"missing ({min(loaded['missing_keys'])}, …)")
+    return TransformersTowers(model.eval(), tokenizer), _preprocessing(processor, source)
+
+
+def _preprocessing(processor, source: str) -> dict:
+    """transformers' image processor -> the fields of data.Transform."""
+    from PIL import Image
+
+    fields = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std),
+              "interpolation": Image.Resampling(processor.resample).name.lower()}
+    size, crop = processor.size, processor.crop_size
+    edge = size.shortest_edge or 0
+    if processor.do_center_crop and crop.height == crop.width <= edge:
+        share = crop.height / edge
+        while math.floor(crop.height / share) < edge:  # off by a rounding error
+            share = math.nextafter(share, 0)
+        return {**fields, "size": (crop.height, crop.width), "resize": "crop", "crop_pct": share}
+    if size.height and size.width and (not processor.do_center_crop or crop == size):
+        return {**fields, "size": (size.height, size.width), "resize": "squash"}
+    raise UserError(f"{source} prepares images in a way that is not known here: resized to {size}, "
+                    f"cropped to {crop}")

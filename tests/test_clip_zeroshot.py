@@ -1,0 +1,535 @@
+"""clip_zeroshot.py, hw3_1.sh's form with names, and CLIPScore, as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+from utils import UserError, run
+
+import numpy as np
+import pytest
+from conftest import OFFLINE, ROOT, error_lines, make_folder, make_photo, run_script
+from PIL import Image
+from test_clip import LONG, cache, clip_file, hub_clip, write_clip  # noqa: F401
+from test_p2_score import coco
+
+import clip_features
+import clip_zeroshot as script
+import data
+import figures
+import p2_caption
+from metrics import accuracy
+from models.clip import open_clip
+
+SCRIPT = "clip_zeroshot.py"
+CPU = ["--device", "cpu", "--precision", "fp32"]
+NAMES = {"0": "red_thing", "1": "dog", "2": "palm tree"}
+SHIPPED = ROOT / "ckpt" / "clip_vit_tiny.safetensors"
+
+
+def inside(module, *words, capsys):
+    """A command in this process, which has torch already: status, stdout, lines of stderr."""
+    parser = module.make_parser()
+
+    def main():
+        args = parser.parse_args([str(word) for word in words])
+        return args.run(args)
+
+    with pytest.raises(SystemExit) as exit:
+        run(main)
+    captured = capsys.readouterr()
+    return exit.value.code, captured.out, error_lines(SimpleNamespace(stderr=captured.err))
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.reader(file))
+
+
+def write_names(path, names):
+    path.write_text(names if isinstance(names, str) else json.dumps(names))
+    return path
+
+
+def by_hand(source, paths, names, templates):
+    """Photo by photo, text by text, template by template -> (photos, classes) probabilities."""
+    import torch
+
+    clip = open_clip(source)
+    transform = data.Transform.from_fields(clip.preprocessing)
+    classes = []
+    for name in names:
+        total = 0
+        for template in templates:
+            text = template.replace("{object}", name).replace("{}", name)
+            feature = clip.encode_text([text])[0]
+            total = total + feature / feature.norm()
+        mean = total / len(templates)
+        classes.append(mean / mean.norm())
+    rows = []
+    for path in paths:
+        pixels = torch.from_numpy(transform(Image.open(path).convert("RGB")).copy())
+        image = clip.encode_image(transform.normalize(pixels[None]))[0]
+        rows.append((clip.logit_scale * torch.stack(classes) @ image).softmax(0).numpy())
+    return np.stack(rows)
+
+
+# --- templates and probabilities ----------------------------------------------------------------
+
+
+def test_templates_are_the_published_ones(tmp_path):
+    assert [len(group) for group in script.TEMPLATES.values()] == [5, 18]
+    cifar = script.TEMPLATES["cifar"]
+    assert "a photo of the small {}." in cifar and "a low contrast photo of a {}." in cifar
+    file = tmp_path / "my templates.txt"
+    file.write_text("a {} on {object}\n\n  the {}  \n")
+    groups = script.read_templates(["cifar", str(file), "my {}", "our {object}", "my {}"])
+    assert groups == {"cifar": list(cifar), str(file): ["a {} on {object}", "the {}"],
+                      "given": ["my {}", "our {object}", "my {}"]}
+    assert len(script.unique(groups)) == 22
+    assert clip_features.fill("a {} on {object}", "cat") == "a cat on cat"
+
+
+def test_the_ensemble_is_normalize_mean_normalize():
+    random = np.random.default_rng(0)
+    features = random.normal(size=(4, 3, 6))
+    features /= np.linalg.norm(features, axis=2, keepdims=True)
+    result = script.ensemble(features)
+    for number in range(3):
+        total = np.zeros(6)
+        for template in range(4):
+            total += features[template, number]
+        np.testing.assert_allclose(result[number], total / np.linalg.norm(total), atol=1e-6)
+    np.testing.assert_allclose(script.ensemble(features[:1]), features[0], atol=1e-6)
+
+
+def test_probabilities_are_transformers_pipelines(tmp_path, hub_clip):  # noqa: F811
+    from transformers import pipeline
+
+    paths = [make_photo(tmp_path / f"{n}.png", n, size=(32, 32)) for n in range(3)]
+    names = ["dog", "palm tree", "cat"]
+    classify = pipeline("zero-shot-image-classification", model=str(hub_clip))
+    clip = open_clip(hub_clip)
+    args = SimpleNamespace(device="cpu", precision="fp32", batch_size=2)
+    _, images, _ = clip_features.image_features(clip, paths, args)
+    ours = script.classify(clip, images, dict(enumerate(names)), {"given": ["a photo of {}"]})
+    for path, row in zip(paths, ours, strict=True):
+        theirs = {found["label"]: found["score"] for found in classify(
+            str(path), candidate_labels=names, hypothesis_template="a photo of {}")}
+        np.testing.assert_allclose(row, [theirs[name] for name in names], atol=1e-5)
+
+
+def test_probabilities_of_large_logits_and_of_one_class():
+    images = np.eye(2, dtype=np.float32)
+    np.testing.assert_allclose(script.probabilities(images, images, 1e5), np.eye(2))
+    np.testing.assert_allclose(script.probabilities(images, images[:1], 100), 1)
+
+
+# --- predict ------------------------------------------------------------------------------------
+
+
+def test_predict_writes_keys_whatever_their_order(tmp_path, clip_file, capsys):  # noqa: F811
+    # PEERS: class index = position in the JSON; header image_id,label
+    folder = tmp_path / "my photos"
+    for number, name in enumerate(["a.b.JPG", "no label.png", "0_0.webp", "été 犬.bmp"]):
+        make_photo(folder / name, number, seed=number)
+    Image.fromarray(np.full((20, 30), 90, np.uint8)).save(folder / "grey.png")
+    names = {"17": "dog", "x": "palm tree", "0": "red_thing", "3": "woman"}
+    written = []
+    for order in (list(names), sorted(names), sorted(names, reverse=True)):
+        output = tmp_path / "made by us" / "out.csv"
+        labels = write_names(tmp_path / "n.json", {key: names[key] for key in order})
+        status, printed, errors = inside(
+            script, "predict", "--images", folder, "--labels", labels, "--output", output,
+            "--model", clip_file, *CPU, capsys=capsys)
+        assert status == 0 and not errors
+        written.append(output.read_bytes())
+    assert written[0] == written[1] == written[2]
+    paths = data.list_images(folder)
+    expected = by_hand(clip_file, paths, ["dog", "palm tree", "red thing", "woman"],
+                       ["a photo of a {}"])
+    rows = read_csv(output)
+    assert rows == [["filename", "label"], *([path.name, list(names)[row.argmax()]] for path, row
+                                             in zip(paths, expected, strict=True))]
+    assert len(printed.splitlines()) == 5 and "été 犬.bmp" in printed
+
+
+def test_text_is_encoded_once_a_run(tmp_path, photos, clip_file, capsys, monkeypatch):  # noqa: F811
+    calls = []
+    encode = clip_features.Clip.encode_text
+    monkeypatch.setattr(clip_features.Clip, "encode_text",
+                        lambda self, texts: calls.append(len(texts)) or encode(self, texts))
+    labels = write_names(tmp_path / "n.json", NAMES)
+    for _ in range(2):
+        status, _, _ = inside(script, "predict", "--images", photos, "--labels", labels, "--model",
+                              clip_file, "--output", tmp_path / "o.csv", "--template", "cifar",
+                              "--batch-size", "1", *CPU, capsys=capsys)
+        assert status == 0
+    assert calls == [18 * 3]  # the second run reads the cache
+
+
+def test_unreadable_among_good_ones(tmp_path, clip_file, capsys):  # noqa: F811
+    folder = make_folder(tmp_path / "photos", 1)
+    (folder / "text.jpg").write_text("hello")
+    words = ["predict", "--images", folder, "--labels", write_names(tmp_path / "n.json", NAMES),
+             "--model", clip_file, "--output", tmp_path / "o.csv", *CPU, "--embeddings",
+             tmp_path / "e.npz"]
+    for _ in range(2):  # the second time from the embeddings
+        status, _, errors = inside(script, *words, capsys=capsys)
+        assert status == 3 and len(read_csv(tmp_path / "o.csv")) == 4
+        assert sum("text.jpg: not an image" in line for line in errors) == 1
+    assert "took the embeddings" in errors[0]
+    for path in folder.glob("*.png"):
+        path.unlink()
+    (tmp_path / "o.csv").unlink()
+    status, _, errors = inside(script, *words, capsys=capsys)
+    assert status == 1 and len(errors) == 1 and "none of 1 images" in errors[0]
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_one_photo_and_one_class(tmp_path, clip_file, capsys):  # noqa: F811
+    make_photo(tmp_path / "photos" / "x.png")
+    status, printed, _ = inside(
+        script, "predict", "--images", tmp_path / "photos", "--output", tmp_path / "o.csv",
+        "--labels", write_names(tmp_path / "n.json", {"7": "dog"}), "--model", clip_file, *CPU,
+        capsys=capsys)
+    assert status == 0 and printed.split()[-1] == "100%"
+    assert read_csv(tmp_path / "o.csv") == [["filename", "label"], ["x.png", "7"]]
+
+
+# --- eval ---------------------------------------------------------------------------------------
+
+
+def test_eval_is_a_row_a_template_and_ensembles(tmp_path, photos, hub_clip, capsys):  # noqa: F811
+    names = {"2": "palm tree", "1": "mountain_bike", "0": "red thing"}
+    templates = ["a {}", "no {object}, no score", "{}"]
+    status, printed, errors = inside(
+        script, "eval", "--images", photos, "--labels", write_names(tmp_path / "n.json", names),
+        "--model", hub_clip, "--template", *templates[:2], "course", templates[2], *CPU, "--table",
+        tmp_path / "t" / "table.md", capsys=capsys)
+    assert status == 0
+    result = json.loads(printed)
+    rows = {row["template"]: row for row in result["rows"]}
+    groups = {**{text: [text] for text in [*templates, *script.TEMPLATES["course"]]},
+              "ensemble of given (3)": templates,
+              "ensemble of course (5)": script.TEMPLATES["course"],
+              "ensemble of all (8)": [*templates, *script.TEMPLATES["course"]]}
+    assert set(rows) == set(groups)
+    paths = data.list_images(photos)
+    targets = np.array([int(path.name[0]) for path in paths])
+    for title in [*templates, "ensemble of given (3)", "ensemble of all (8)"]:
+        expected = by_hand(hub_clip, paths, ["red thing", "mountain bike", "palm tree"],
+                           groups[title])
+        summary = accuracy.summarize(expected, targets)
+        row = rows[title]
+        assert row["templates"] == len(groups[title]) and row["total"] == 12
+        assert row["correct"] == summary["correct"]
+        assert row["accuracy_95"] == list(accuracy.wilson_interval(row["correct"], 12))
+        assert row["loss"] == pytest.approx(summary["loss"], abs=1e-5)
+        bikes = int((expected.argmax(1) == 1)[targets == 1].sum())
+        assert row["inside_imagenet"]["total"] == 4 and row["outside_imagenet"]["total"] == 8
+        assert row["inside_imagenet"]["correct"] == bikes
+        assert row["outside_imagenet"]["correct"] == row["correct"] - bikes
+    table = (tmp_path / "t" / "table.md").read_text()
+    assert table.splitlines() == [line for line in errors if line.startswith("|")]
+    assert table.count("\n") == 2 + len(groups)
+    assert f"| a {{}} | {rows['a {}']['accuracy']:.1%} |" in table
+    assert result["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-3)
+    assert result["classes"] == 3 and result["model"] == str(hub_clip)
+
+
+def test_eval_takes_truth_from_a_csv_and_records(tmp_path, photos, capsys):
+    file = write_clip(tmp_path / "c.safetensors")
+    truth = tmp_path / "truth.csv"
+    truth.write_text("filename,label\n"
+                     + "".join(f"{path.name},1\n" for path in data.list_images(photos)))
+    status, printed, _ = inside(
+        script, "eval", "--images", photos, "--labels", write_names(tmp_path / "n.json", NAMES),
+        "--model", file, "--truth", truth, "--record", "made-up photos", "--template", "a {}",
+        *CPU, capsys=capsys)
+    assert status == 0
+    rows = json.loads(printed)["rows"]
+    assert len(rows) == 1 and "inside_imagenet" not in rows[0]  # "dog" is no class of its own there
+    measured = open_clip(file).towers.metadata["measured"]
+    assert measured["made-up photos"]["rows"] == rows
+
+
+# --- top5 ---------------------------------------------------------------------------------------
+
+
+def test_top5_draws_and_prints(tmp_path, photos, clip_file, capsys, monkeypatch):  # noqa: F811
+    drawn = []
+    draw = figures.top_classes
+    monkeypatch.setattr(figures, "top_classes",
+                        lambda *words: drawn.append(words) or draw(*words))
+    names = {**NAMES, **{str(n): f"thing {n}" for n in range(3, 9)}}
+    words = ["--labels", write_names(tmp_path / "n.json", names), "--model", clip_file, "--output",
+             tmp_path / "f" / "top5.png", *CPU]
+    results = []
+    for seed in (1, 1, 2):
+        status, printed, _ = inside(script, "top5", "--images", photos, "--sample", 3, "--seed",
+                                    seed, *words, capsys=capsys)
+        assert status == 0
+        results.append(json.loads(printed))
+    assert list(results[0]["images"]) == list(results[1]["images"]) != list(results[2]["images"])
+    assert min(Image.open(tmp_path / "f" / "top5.png").size) > 400
+    paths = [photos / name for name in results[0]["images"]]
+    expected = by_hand(clip_file, paths, [names[key].replace("_", " ") for key in sorted(names)],
+                       ["a photo of a {}"])
+    panels, quantity = drawn[0][:2]
+    assert quantity == "probability (%): softmax over 9 classes, logit scale 14.3"
+    for path, row, panel in zip(paths, expected, panels, strict=True):
+        best = np.argsort(-row)[:5]
+        found = results[0]["images"][path.name]
+        assert [place["label"] for place in found] == [str(i) for i in best]
+        np.testing.assert_allclose([place["probability"] for place in found], row[best], atol=1e-5)
+        _, title, shown, shares, true = panel
+        assert shown == [place["name"] for place in found]
+        np.testing.assert_allclose(shares, row[best], atol=1e-5)
+        assert true == [place["label"] == path.name[0] for place in found]
+        assert title.startswith(f"{path.name}\ntrue: {names[path.name[0]].replace('_', ' ')}")
+        assert ("(rank" in title) == (not any(true))
+
+
+def test_top5_of_files_and_of_awkward_photos(tmp_path, clip_file, capsys):  # noqa: F811
+    photos = [make_photo(tmp_path / "no label.png", size=(1, 500)),
+              make_photo(tmp_path / "9_x.png", size=(500, 1)), make_photo(tmp_path / "犬.jpg")]
+    names = {"0": "犬 " * 30, "1": "a $cat$"}
+    words = ["--labels", write_names(tmp_path / "n.json", names), "--model", clip_file, "--output",
+             tmp_path / "o.png", *CPU]
+    status, printed, errors = inside(script, "top5", "--images", *photos, *words, capsys=capsys)
+    assert status == 0 and len(json.loads(printed)["images"]) == 3
+    assert all("were cut" in line for line in errors)
+    folder = make_folder(tmp_path / "many", 9)
+    status, _, errors = inside(script, "top5", "--images", folder, *words, capsys=capsys)
+    assert status == 1 and "27 images are too many" in errors[0] and "--sample" in errors[0]
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names, message", [
+    ('["bicycle", "chair"]', "must be a JSON object"),
+    ("{}", "names no class"),
+    ('{"0": "dog", "0": "cat"}', "the key 0 stands twice"),
+    ('{"0": "dog", "1": "cat", "2": "Dog"}', "classes 0 and 2 have one name, Dog"),
+    ('{"0": "palm_tree", "1": "palm  tree"}', "classes 0 and 1 have one name"),
+    ('{"0": "dog", "1": "_ "}', "lacks a label or a name"),
+    ('{"0": "dog", "": "cat"}', "lacks a label or a name"),
+    ('{"0": 7}', "must be a JSON object"),
+    ("{", "not valid JSON"),
+])
+def test_bad_names_get_one_line(tmp_path, photos, capsys, names, message):
+    labels = write_names(tmp_path / "n.json", names)
+    status, _, errors = inside(script, "predict", "--images", photos, "--labels", labels,
+                               "--output", tmp_path / "o.csv", capsys=capsys)
+    assert status == 1 and not (tmp_path / "o.csv").exists()
+    assert len(errors) == 1 and message in errors[0]
+
+
+@pytest.mark.parametrize("words, status, message", [
+    ([], 2, "COMMAND"),
+    (["predict", "--images", "photos", "--output", "o.csv"], 2, "--labels"),
+    (["top5", "--labels", "n.json"], 2, "--output"),
+    (["top5", "--labels", "n.json", "--output", "o.csv", "--sample", "0"], 2, "--sample"),
+    (["predict", "--images", "photos", "--template", "a photo"], 1,
+     'template "a photo" has no {object} (or {})'),
+    (["predict", "--images", "photos", "--template", "empty.txt"], 1, "holds no template"),
+    (["predict", "--images", "photos", "--template", "bad.txt"], 1, 'template "dogs" has no'),
+    (["predict", "--images", "nowhere"], 1, "nowhere does not exist"),
+    (["predict", "--images", "photos", "--output", "folder"], 1, "folder is a folder"),
+    (["predict", "--images", "photos", "--model", "no.safetensors"], 1, "does not exist"),
+    (["predict", "--images", "photos", "--model", "n.json"], 1, "n.json"),
+    (["predict", "--images", "photos", "--embeddings", "e.csv"], 1, "must end in .npz"),
+    (["predict", "--images", "photos", "--embeddings", "folder/x.npz/e.npz"], 1, "cannot write"),
+    (["eval", "--images", "odd"], 1, "label 99 in odd is not among the 3 of n.json"),
+    (["eval", "--images", "unlabelled"], 1, "photo.png carries no label"),
+    (["eval", "--images", "photos", "--model", "folder", "--record", "x"], 1, "folder is none"),
+    (["top5", "--images", "photos/0_000.png", "nowhere.png"], 1, "nowhere.png is no file"),
+])
+def test_bad_input_gets_one_line(
+        tmp_path, clip_file, capsys, monkeypatch, words, status, message):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "photos", 1)
+    make_photo(tmp_path / "odd" / "99_x.png")
+    make_photo(tmp_path / "unlabelled" / "photo.png")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.npz").write_text("")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "bad.txt").write_text("a {}\ndogs\n")
+    write_names(tmp_path / "n.json", NAMES)
+    if status == 1:
+        given = {"--labels": "n.json", "--model": clip_file}
+        given |= {"--output": "o.csv"} if words[0] != "eval" else {}
+        words = words + [str(word) for option, value in given.items() if option not in words
+                         for word in (option, value)] + CPU
+    found, _, errors = inside(script, *words, capsys=capsys)
+    assert found == status and len(errors) == 1 and message in errors[0], errors
+    assert status != 2 or "--help" in errors[0]
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_a_model_that_only_the_network_has(tmp_path, photos):
+    result = run_script(SCRIPT, "predict", "--images", photos, "--output", tmp_path / "o.csv",
+                        "--labels", write_names(tmp_path / "n.json", NAMES), "--model",
+                        "openai/clip-vit-base-patch32", HF_HOME=str(tmp_path / "hub"))
+    assert result.returncode == 1 and not (tmp_path / "o.csv").exists()
+    assert len(error_lines(result)) == 1 and "openai/clip-vit-base-patch32" in result.stderr
+    assert "hub" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "eval", "top5"])
+def test_help_shows_every_option_with_its_default(command, capsys):
+    status, printed, _ = inside(script, command, "--help", capsys=capsys)
+    text = " ".join(printed.split())
+    assert status == 0 and "choice (default: 0)" in text and "clip_vit_tiny.safetensors" in text
+    for option in ("--template", "--labels", "--model", "--images", "--batch-size"):
+        assert option in text
+
+
+# --- hw3_1.sh -----------------------------------------------------------------------------------
+
+
+def bash(house, *words, cwd, **environment):
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    return subprocess.run(["bash", str(house / "hw3_1.sh"), *map(str, words)], cwd=cwd,
+                          env={**os.environ, **OFFLINE, "PATH": path, **environment},
+                          capture_output=True, text=True, timeout=300)
+
+
+def test_hw3_1_labels_by_names(tmp_path):
+    # A copy of the house with a tiny CLIP in the shipped one's place.
+    house = tmp_path / "the house"
+    shutil.copytree(ROOT, house, ignore=lambda folder, names: [
+        name for name in names if name.startswith(".") or name in (
+            "ckpt", "runs", "tests", "docs", "samples", "benchmarks", "__pycache__")])
+    file = write_clip(house / "ckpt" / "clip_vit_tiny.safetensors")
+    folder = make_folder(tmp_path / "my photos", 2)
+    names = write_names(tmp_path / "id 2 label.json", {"9": "palm tree", "4": "red_thing"})
+    result = bash(house, "my photos", names.name, "new folder/out.csv", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    paths = data.list_images(folder)
+    from utils import resolve_precision
+
+    rows = read_csv(tmp_path / "new folder" / "out.csv")
+    assert [row[0] for row in rows] == ["filename", *(path.name for path in paths)]
+    expected = by_hand(file, paths, ["red thing", "palm tree"], [script.TEMPLATE])
+    for row, chances in zip(rows[1:], expected, strict=True):
+        near = abs(chances[0] - 0.5) < 0.02 and resolve_precision("auto", "cpu") == "bf16"
+        assert near or row[1] == ["4", "9"][chances.argmax()]
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="needs ckpt/clip_vit_tiny.safetensors")
+def test_hw3_1_names_the_sample_photos(tmp_path):
+    scenes = ROOT / "samples" / "scenes"
+    names = write_names(tmp_path / "n.json", {"3": "horse", "1": "dog", "2": "sheep"})
+    result = bash(ROOT, scenes, names, "o.csv", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = dict(read_csv(tmp_path / "o.csv"))
+    assert (rows["dog.jpg"], rows["horses.jpg"], rows["sheep.jpg"]) == ("1", "3", "2")
+
+
+# --- CLIPScore in p2_caption.py -----------------------------------------------------------------
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """(folder of three photos, references, predictions)."""
+    texts = {"0_a.png": "a dog runs", "1_b.png": "two men", "2_c.png": ""}
+    for number, name in enumerate(texts):
+        make_photo(tmp_path / "photos" / name, number)
+    references = write_names(tmp_path / "v.json", coco({name: [f"a dog {name}", "a man"]
+                                                        for name in texts}))
+    return tmp_path / "photos", references, write_names(tmp_path / "p.json", texts)
+
+
+def test_score_reports_clipscore(tmp_path, captioned, clip_file, capsys):  # noqa: F811
+    folder, references, predictions = captioned
+    words = ["score", "--predictions", predictions, "--captions", references, "--clip", clip_file,
+             "--per-image", tmp_path / "each.csv", "--bootstrap", "50", *CPU]
+    texts = list(json.loads(predictions.read_text()).values())
+    clip, args = open_clip(clip_file), SimpleNamespace(device="cpu", precision="fp32", batch_size=2)
+    for prefix_words, prefix in (([], ""), (["--clip-prefix"], "A photo depicts "),
+                                 (["--clip-prefix", "see "], "see ")):
+        status, printed, _ = inside(p2_caption, *words, "--images", folder, *prefix_words,
+                                    capsys=capsys)
+        assert status == 0
+        result = json.loads(printed)
+        _, images, _ = clip_features.image_features(clip, data.list_images(folder), args)
+        encoded = clip.encode_text([prefix + text for text in texts]).numpy()
+        expected = 2.5 * np.maximum((images * encoded).sum(1), 0)
+        assert result["metrics"]["CLIPScore"] == pytest.approx(expected.mean(), abs=1e-6)
+        low, high = result["intervals_95"]["CLIPScore"]
+        assert low <= result["metrics"]["CLIPScore"] <= high
+        about = result["clipscore"]
+        assert (about["model"], about["weight"], about["prefix"]) == (str(clip_file), 2.5, prefix)
+        assert "not comparable to ViT-B/32" in about["comparable"]
+        rows = read_csv(tmp_path / "each.csv")
+        assert rows[0][-2:] == ["CLIPScore", "caption"]
+        np.testing.assert_allclose([float(row[-2]) for row in rows[1:]], expected, atol=1e-6)
+    status, printed, errors = inside(p2_caption, *words, capsys=capsys)
+    assert status == 1 and "--clip needs --images" in errors[0] and not printed
+
+
+def test_an_unreadable_photo_costs_clipscore_alone(tmp_path, captioned, clip_file,  # noqa: F811
+                                                   capsys):
+    folder, references, predictions = captioned
+    (folder / "1_b.png").write_text("text")
+    words = ["score", "--predictions", predictions, "--captions", references, "--clip", clip_file,
+             "--images", folder, *CPU]
+    status, printed, errors = inside(p2_caption, *words, capsys=capsys)
+    result = json.loads(printed)
+    assert status == 3 and len(errors) == 1 and "1_b.png: not an image" in errors[0]
+    assert result["images"] == 3 and result["clipscore"]["images"] == 2
+    assert 0 <= result["metrics"]["CLIPScore"] < 2.5 and result["unreadable"] == 1
+    (folder / "2_c.png").unlink()
+    status, printed, errors = inside(p2_caption, *words, capsys=capsys)
+    assert status == 1 and not printed and "2_c.png" in errors[0]
+
+
+def test_eval_reports_clipscore_where_there_is_a_clip(
+        tmp_path, captioned, clip_file, capsys, monkeypatch):  # noqa: F811
+    from test_captioner import TEXTS
+
+    from models.captioner import build_captioner, save_captioner, see
+    from models.gpt2 import GPT2Config
+    from models.tokenizer import train_bpe
+
+    folder, references, _ = captioned
+    tokenizer = train_bpe(TEXTS * 3, 300)
+    config = GPT2Config(tokenizer.vocab_size, 8, 16, 1, 2, cross_width=None)
+    captioner = see(build_captioner("test_vit", config, tokenizer))
+    save_captioner(tmp_path / "c.safetensors", captioner)
+    words = ["eval", "--images", folder, "--captions", references, "--checkpoint",
+             tmp_path / "c.safetensors", "--beam", "1", *CPU]
+    monkeypatch.setattr(p2_caption, "CLIP", tmp_path / "gone.safetensors")
+    status, printed, _ = inside(p2_caption, *words, capsys=capsys)
+    assert status == 0 and "CLIPScore" not in printed
+    monkeypatch.setattr(p2_caption, "CLIP", clip_file)
+    status, printed, errors = inside(p2_caption, *words, capsys=capsys)
+    assert status == 0 and 0 <= json.loads(printed)["metrics"]["CLIPScore"] < 2.5
+    assert json.loads(printed)["clipscore"]["model"] == str(clip_file)
+
+
+def test_one_warning_however_many_templates(tmp_path, photos, clip_file, capsys):  # noqa: F811
+    names = {**NAMES, "3": LONG}
+    status, _, errors = inside(
+        script, "eval", "--images", photos, "--labels", write_names(tmp_path / "n.json", names),
+        "--model", clip_file, *CPU, capsys=capsys)
+    assert status == 0
+    assert len([line for line in errors if "were cut" in line]) == 1
+    table = [line for line in errors if line.startswith("|")]
+    assert len(table) == 2 + 23 + 3  # header, each template, ensembles of course, of cifar, of all
+    assert all(re.search(r"\d%", line) for line in table[2:])
+
+
+def test_templates_without_a_place_are_a_user_error():
+    with pytest.raises(UserError, match="one of the sets course, cifar"):
+        script.read_templates(["a photo of a dog"])

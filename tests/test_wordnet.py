@@ -1,0 +1,70 @@
+"""WordNet's files, ImageNet's nouns in them, and what nouns inherit."""
+
+from __future__ import annotations
+
+from utils import UserError
+
+import numpy as np
+import pytest
+
+from wordnet import imagenet_nouns, noun_vectors, read_frequencies, read_nouns
+
+LICENCE = "  1 This software and database is being provided\n"
+NOUNS = LICENCE + """\
+00000001 03 n 01 entity 0 000 | that which exists
+00000002 05 n 01 animal 0 001 @ 00000001 n 0000 | a living organism
+00000003 05 n 02 bear 0 Ursus 0 002 @ 00000002 n 0000 ~ 00000004 n 0000 | massive mammal
+00000004 05 n 01 brown_bear 0 001 @ 00000003 n 0000 | large ferocious bear
+00000005 05 n 01 ice_bear 0 001 @ 00000003 n 0000 | white bear
+00000006 05 n 01 crane 0 001 @ 00000002 n 0000 | large wading bird
+00000007 06 n 01 crane 0 001 @ 00000001 n 0000 | lifts heavy objects
+00000008 05 n 01 sun_bear 0 001 @ 00000003 n 0000 | small tropical bear
+00000009 07 n 01 idea 0 000 | the content of thinking
+"""
+SENSES = LICENCE + """\
+crane%1:05:00:: 00000006 1 4
+crane%1:06:00:: 00000007 2 0
+crane%2:38:00:: 02031898 1 2
+brown_bear%1:05:00:: 00000004 1 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data.noun").write_text(NOUNS)
+    (tmp_path / "index.sense").write_text(SENSES)
+    return tmp_path
+
+
+def test_nouns_keep_names_gloss_and_what_is_above(folder):
+    nouns = read_nouns(folder)
+    assert nouns[3].names == ("bear", "ursus") and nouns[3].gloss == "massive mammal"
+    assert nouns[3].above == (2,) and nouns[1].above == ()
+    assert nouns[4].names == ("brown bear",)
+    assert read_frequencies(folder) == {("crane", 6): 4, ("crane", 7): 0, ("brown bear", 4): 3}
+
+
+def test_a_gloss_tells_nouns_of_one_name_apart(folder):
+    nouns = read_nouns(folder)
+    assert imagenet_nouns(nouns, [
+        "crane: lifts and moves heavy objects", "crane: large long-necked wading bird",
+        "brown bear, bruin: large ferocious bear"]) == [7, 6, 4]
+    with pytest.raises(UserError, match="WordNet has no noun zebra"):
+        imagenet_nouns(nouns, ["zebra: striped"])
+
+
+def test_nouns_inherit_from_below_and_else_from_above(folder):
+    vectors = noun_vectors(read_nouns(folder), [4, 5, 6], np.eye(3))
+    half = 0.5**0.5
+    assert np.allclose(vectors[4][0], [1, 0, 0]) and vectors[4][1] == 0
+    assert np.allclose(vectors[3][0], [half, half, 0])  # the mean of both bears
+    assert np.allclose(vectors[8][0], vectors[3][0]) and vectors[8][1] == 1  # as any bear
+    assert np.allclose(vectors[2][0], np.full(3, 3**-0.5))
+    assert 9 not in vectors  # nothing above it and nothing below
+    few = noun_vectors(read_nouns(folder), [4, 5, 6], np.eye(3), highest=2)
+    assert 1 not in few and 7 not in few  # what is above the crane means too much
+
+
+def test_a_missing_file_says_what_is_needed(tmp_path):
+    with pytest.raises(UserError, match="--wordnet takes WordNet's folder"):
+        read_nouns(tmp_path)
