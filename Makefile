@@ -1,4 +1,4 @@
-# make demo   labels and captions the photos in samples/ with the shipped checkpoints
+# make demo   labels, captions and explains the photos in samples/ with the shipped checkpoints
 # make test   ruff and the test suite
 # Both make .venv and install what they need; nothing but Python 3.10+ and make is required.
 
@@ -11,8 +11,10 @@ demo: .venv/installed
 	@mkdir -p runs/demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_1.sh samples runs/demo/labels.csv
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_2.sh samples/scenes runs/demo/captions.json
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_2.sh samples/scenes runs/demo/words > runs/demo/words.json
 	@echo "The labels: $(CURDIR)/runs/demo/labels.csv"
 	@echo "The captions: $(CURDIR)/runs/demo/captions.json"
+	@echo "What each word looked at, for example: $(CURDIR)/runs/demo/words/photographer.png"
 
 test: .venv/installed-tests
 	$(BIN)/ruff check .

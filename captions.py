@@ -135,6 +135,21 @@ def match_predictions(
     return pairs
 
 
+def of_images(
+    named: dict[str, object], paths: Sequence[Path], source: object
+) -> dict[Path, object]:
+    """Each image's entry of ``named``, which was read from ``source``; names match as in
+    ``match_predictions``. Raises UserError that lists the first five images without one."""
+    images = {path.name: path for path in paths}
+    pairs = match_predictions(named, dict.fromkeys(images, []), allow_missing=True)
+    found = {images[image]: named[name] for name, image in pairs}
+    missing = [path.name for path in paths if path not in found]
+    if missing:
+        raise UserError(f"{source} has no caption for {len(missing)} of {len(paths)} images "
+                        f"({', '.join(missing[:5])}{', …' * (len(missing) > 5)})")
+    return found
+
+
 def _image_stem(name: str) -> str:
     """``a.b.jpg`` and ``a.b`` -> ``a.b``: only the extension of an image file is one."""
     stem, extension = os.path.splitext(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ import matplotlib
 
 matplotlib.use("Agg")  # no window is ever opened
 
-from utils import whole_file  # noqa: E402
+from utils import one_line, printable, whole_file  # noqa: E402
 
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+from matplotlib.font_manager import FontProperties  # noqa: E402
+from matplotlib.textpath import text_to_path  # noqa: E402
 from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -37,7 +40,8 @@ def save(figure: plt.Figure, path: str | Path) -> None:
     """Write ``figure`` as PNG, whole or not at all, and free it."""
     try:
         with whole_file(path) as temporary:
-            figure.savefig(temporary, format="png")
+            # zlib's usual level takes twice as long to save 2 %
+            figure.savefig(temporary, format="png", pil_kwargs={"compress_level": 4})
     finally:
         plt.close(figure)
 
@@ -101,7 +105,7 @@ def gallery(images: Sequence, titles: Sequence[str], heading: str, path: str | P
         axes.axis("off")
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
         axes.imshow(image)
-        axes.set_title(title, fontsize=7.5)
+        axes.set_title(printable(title), fontsize=7.5, fontfamily=FONTS, parse_math=False)
     figure.suptitle(heading if len(images) else f"{heading}: none", fontsize=11)
     save(figure, path)
 
@@ -177,14 +181,15 @@ def lay_back(
     return np.where(seen, values, np.nan)
 
 
-def overlay(photo: Image.Image, heat: np.ndarray) -> np.ndarray:
+def overlay(photo: Image.Image, heat: np.ndarray, top: float | None = None) -> np.ndarray:
     """The photo under its heat (``lay_back``), (H, W, 3) uint8; what was never seen is grey.
 
-    The heat covers more where it is high, so that the photo stays recognisable elsewhere.
+    The heat covers more where it is high, so that the photo stays recognisable elsewhere. ``top``
+    has the brightest colour, by default the heat's own ``scale_top``.
     """
     pixels = np.asarray(photo, dtype=np.float64) / 255
     unseen = np.isnan(heat)
-    strength = np.clip(np.nan_to_num(heat) / scale_top(heat), 0, 1)
+    strength = np.clip(np.nan_to_num(heat) / (top or scale_top(heat)), 0, 1)
     alpha = (0.35 + 0.4 * strength)[..., None]
     mixed = (1 - alpha) * pixels + alpha * matplotlib.colormaps[SEQUENTIAL](strength)[..., :3]
     grey = 0.55 + 0.25 * pixels.mean(-1, keepdims=True)
@@ -213,31 +218,142 @@ def attention_panel(
     photo, box = for_display(photo, box)
     heats = [lay_back(grid, box, *photo.size) for grid in maps]
     overlays = [overlay(photo, heat) for heat in heats]
-    if len(maps) == 1:
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3.9))
-        axes[0].imshow(photo)
-        axes[1].set_facecolor("0.7")
-        shown = axes[1].imshow(heats[0], cmap=SEQUENTIAL, vmin=0, vmax=scale_top(heats[0]))
-        axes[2].imshow(overlays[0])
-        figure.colorbar(shown, ax=axes, label=quantity, shrink=0.8, extend="max")
-        names = ("photo", "map", "overlay (grey: not seen by the model)"
-                 if np.isnan(heats[0]).any() else "overlay")
-    else:
-        columns = min(len(maps) + 1, 4)
-        figure, axes = plt.subplots(-(-(len(maps) + 1) // columns), columns, squeeze=False,
-                                    figsize=(2.7 * columns, 2.9 * -(-(len(maps) + 1) // columns)))
-        axes = axes.flatten()
-        for cell, picture in zip(axes, [photo, *overlays], strict=False):
-            cell.imshow(picture)
-        names = ("photo", *(f"head {head}" for head in range(len(maps))))
-    for cell in axes:
+    if len(maps) > 1:
+        names = [f"head {head}" for head in range(len(maps))]
+        panel_sheet([[("photo", photo), *zip(names, overlays, strict=True)]], title.split("\n"),
+                    path)
+        return overlays[0]
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.9))
+    axes[0].imshow(photo)
+    axes[1].set_facecolor("0.7")
+    shown = axes[1].imshow(heats[0], cmap=SEQUENTIAL, vmin=0, vmax=scale_top(heats[0]))
+    axes[2].imshow(overlays[0])
+    figure.colorbar(shown, ax=axes, label=quantity, shrink=0.8, extend="max")
+    names = ("photo", "map", "overlay (grey: not seen by the model)"
+             if np.isnan(heats[0]).any() else "overlay")
+    for cell, name in zip(axes, names, strict=True):
         cell.set(xticks=[], yticks=[])
         cell.set_frame_on(False)
-    for cell, name in zip(axes, names, strict=False):
         cell.set_title(name, fontsize=9)
-    figure.suptitle(title, fontsize=10, fontfamily=FONTS, parse_math=False)
+    figure.suptitle(printable(title), fontsize=10, fontfamily=FONTS, parse_math=False)
     save(figure, path)
     return overlays[0]
+
+
+def word_panels(
+    photo: Image.Image, maps: np.ndarray, box: tuple[float, float, float, float],
+    words: Sequence[str], title: Sequence[str], path: str | Path,
+) -> None:
+    """The photo titled <start>, then an overlay for each word; a row of panels for each head.
+
+    ``maps`` (heads or 1, words, rows, cols). One colour scale for all of them: a map that is
+    spread out looks so beside a pointed one.
+    """
+    photo, box = for_display(photo, box, side=320)
+    top = scale_top(maps)
+    strips = [[("<start>", photo),
+               *((word, overlay(photo, lay_back(grid, box, *photo.size), top))
+                 for word, grid in zip(words, head, strict=True))] for head in maps]
+    unseen = box[0] > 1 or box[1] > 1 or box[2] < photo.width - 1 or box[3] < photo.height - 1
+    panel_sheet(strips, title, path, top, "grey: not seen by the model" if unseen else "")
+
+
+# --- panels in rows -----------------------------------------------------------------------------
+
+SHEET_WIDTH, PANEL, MARGIN = 9.7, 1.8, 0.12  # inches; a panel's longer side
+TITLE, NOTE, NAME = 12, 8.5, 10  # points
+
+
+def panel_sheet(
+    strips: Sequence[Sequence[tuple[str, Image.Image | np.ndarray]]], title: Sequence[str],
+    path: str | Path, top: float | None = None, legend: str = "",
+) -> None:
+    """Strips of (name, picture), broken into rows that fit a page; several strips (heads), which
+    share their names, stand one below the other in each row.
+
+    All pictures have one shape, the first is a photo. ``title``: a headline, then notes. ``top``
+    is the end of a colour scale of shares, ``legend`` what is said beside it.
+    """
+    photo_width, photo_height = strips[0][0][1].size
+    scale = (PANEL if len(strips) <= 4 else 1.1) / max(photo_width, photo_height)
+    across, down = max(photo_width * scale, 0.06), max(photo_height * scale, 0.06)  # 1 × 5000
+    cell = max(across, 0.9) + MARGIN
+    rows = math.ceil(len(strips[0]) * cell / SHEET_WIDTH)
+    columns = math.ceil(len(strips[0]) / rows)
+    rows = math.ceil(len(strips[0]) / columns)
+
+    left = MARGIN + 0.2 * (len(strips) > 1)
+    width = max(left + columns * cell + MARGIN, 4.6)
+    lines = [(line, size) for size, text in zip([TITLE] + [NOTE] * len(title), title, strict=False)
+             for line in _wrapped(one_line(printable(text)), size, width - 4 * MARGIN)]
+    head = MARGIN + sum(size for _, size in lines) * 1.35 / 72
+    strip_height = max(down + 0.05, 0.45) if len(strips) > 1 else down + 0.05
+    row = 0.3 + len(strips) * strip_height  # names, and a picture of each strip
+    height = head + rows * row + (0.62 if top else MARGIN)
+    left += (width - left - MARGIN - columns * cell) / 2
+
+    figure = plt.figure(figsize=(width, height), layout="none")
+    sheet = figure.add_axes((0, 0, 1, 1))
+    style = {"fontfamily": FONTS, "parse_math": False, "ha": "center"}
+    y = MARGIN
+    for line, size in lines:
+        y += size * 1.35 / 72
+        sheet.text(width / 2, y - 0.3 * size / 72, line, size=size,
+                   color="black" if size == TITLE else "0.35", **style)
+    for number, strip in enumerate(strips):
+        for place, (name, picture) in enumerate(strip):
+            x = left + place % columns * cell + cell / 2
+            y = head + place // columns * row + 0.27 + number * strip_height
+            sheet.imshow(picture, extent=(x - across / 2, x + across / 2, y + down, y),
+                         aspect="auto")
+            if number == 0:
+                name, size = _fitted(printable(name), NAME, cell - 0.06)
+                sheet.text(x, y - 0.05, name, size=size, linespacing=0.95, **style)
+            if len(strips) > 1 and place % columns == 0:
+                sheet.text(left - 0.1, y + down / 2, f"head {number}", size=NOTE, rotation=90,
+                           va="center", **style)
+    sheet.set(xlim=(0, width), ylim=(height, 0))
+    sheet.axis("off")
+    if top:
+        _share_scale(figure, top, legend)
+    save(figure, path)
+
+
+def _share_scale(figure: plt.Figure, top: float, legend: str) -> None:
+    """A colour bar of shares at the foot of ``figure``, what ``legend`` says at its right."""
+    width, height = figure.get_size_inches()
+    bar = figure.add_axes((0.3 / width, 0.4 / height, 2.2 / width, 0.09 / height))
+    colours = plt.cm.ScalarMappable(plt.Normalize(0, top), SEQUENTIAL)
+    figure.colorbar(colours, bar, orientation="horizontal", extend="max",
+                    ticks=MaxNLocator(3), format=lambda share, _: f"{100 * share:g} %")
+    bar.tick_params(labelsize=7, length=2)
+    bar.set_xlabel("share of attention, per patch", size=7.5, labelpad=1)
+    figure.text(2.75 / width, 0.4 / height, legend, size=7.5, color="0.35")
+
+
+def _inches(text: str, size: float) -> float:
+    font = FontProperties(family=FONTS, size=size)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
+
+
+def _wrapped(text: str, size: float, width: float) -> list[str]:
+    """``text`` in lines of at most ``width`` inches."""
+    lines, letters = [text], len(text)
+    while letters > 1 and any(_inches(line, size) > width for line in lines):
+        letters = int(min(letters - 1, len(text) * width / _inches(text, size)))
+        lines = textwrap.wrap(text, max(letters, 1))
+    return lines
+
+
+def _fitted(text: str, size: float, width: float) -> tuple[str, float]:
+    """(text, size): smaller until it is at most ``width`` inches long; where that is not enough,
+    in two lines, and what they cannot hold is cut."""
+    small = 6.5
+    size = max(min(size, size * width / max(_inches(text, size), width)), small)
+    if size > small:
+        return text, size
+    lines = _wrapped(text, small, width)
+    return "\n".join(lines[:2])[:None if len(lines) < 3 else -1] + "…" * (len(lines) > 2), small
 
 
 # --- position embeddings ------------------------------------------------------------------------

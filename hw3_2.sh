@@ -17,7 +17,7 @@ run() {
 case "$#:${2-}" in
 2:*.json) run p2_caption.py predict --images="$1" --output="$2" ;;
 3:*.json) run peft_caption.py predict --images="$1" --output="$2" --decoder="$3" ;;
-2:*) run p2_attn_vis.py --images "$1" --output="$2" ;;
+2:*) run p2_attn_vis.py --images="$1" --output="$2" ;;
 *)
     echo "hw3_2.sh: expected IMAGES OUT.json, IMAGES OUT.json decoder_model.bin, or IMAGES OUT_DIR" >&2
     exit 2

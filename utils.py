@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -360,6 +361,24 @@ def markdown_table(header: list[str], rows: list[list]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+@contextlib.contextmanager
+def npz_writer(path: str | Path | None) -> Iterator[Callable]:
+    """Yield ``keep(name, array)``, which appends to the .npz file at once, so that the arrays are
+    never in memory together. The file is whole or not there; without a path nothing is kept."""
+    if path is None:
+        yield lambda name, array: None
+        return
+    from numpy.lib.format import write_array
+
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        def keep(name, array):
+            with archive.open(f"{printable(name)}.npy", "w", force_zip64=True) as file:
+                write_array(file, array, allow_pickle=False)
+
+        yield keep
+    warn(f"wrote {path}")
 
 
 def write_json(result: object, output: str | Path | None = None) -> None:

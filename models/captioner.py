@@ -8,6 +8,7 @@ What decoding and figures need of any captioner:
 - ``reorder(state, index)`` -> the state of other rows
 - ``forward(memory, tokens)`` -> logits at every position (teacher forcing)
 - ``cross_attention(memory, tokens, layer)`` -> weights over the image grid, which sum to 1
+- ``check_layer(layer)``, UserError where there is no such layer to read
 - ``max_length``, the most tokens it can write, and ``tokenizer``
 """
 
@@ -127,10 +128,19 @@ class Captioner(nn.Module):
     def cross_attention(self, memory: Memory, tokens: Tensor, layer: int = -1) -> Tensor:
         """tokens (B, T) -> (B, heads, T, N) float32: row t is what the query that wrote token
         ``t`` saw, which is the query of the token before it (of the start, for the first)."""
+        self.check_layer(layer)
         start = torch.full_like(tokens[:, :1], self.tokenizer.start_id)
         state = self.start(memory)
         inputs = torch.cat([start, tokens[:, :-1]], 1)
         return self.decoder.cross_attention(inputs, state.memory, state.mask, layer)
+
+    def check_layer(self, layer: int) -> None:
+        """UserError for a layer that the decoder does not have; negative ones count from the
+        last."""
+        count = self.decoder.config.layers
+        if not -count <= layer < count:
+            raise UserError(f"layer {layer} does not exist: the decoder has layers 0 to "
+                            f"{count - 1} (or -{count} to -1)")
 
 
 # --- teacher forcing ----------------------------------------------------------------------------

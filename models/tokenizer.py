@@ -18,7 +18,7 @@ END_OF_TEXT = "<|endoftext|>"  # one token that starts, ends and pads a caption,
 
 
 class Tokenizer:
-    """What a captioner needs of a tokenizer: ids, special ids, text."""
+    """What a captioner needs of a tokenizer: ids, special ids, text, words."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend = backend
@@ -36,6 +36,23 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; special ones are left out."""
         return " ".join(self.backend.decode(ids, skip_special_tokens=True).split())
+
+    def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """The words of ``decode(ids)``, each with the places in ``ids`` of the tokens that wrote
+        it; special ones wrote none.
+
+        What belongs together the decoder itself says, whatever the kind of its pieces: a token
+        belongs to the last word of the text up to it, or to the next one if it ends in a space.
+        """
+        words, read, owners = self.decode(ids).split(), [], {}
+        for place, token in enumerate(ids):
+            if self.backend.decode([token], skip_special_tokens=True):
+                read.append(token)
+                text = self.backend.decode(read, skip_special_tokens=True)
+                owner = len(text.split()) - (not text[-1:].isspace())
+                owners[place] = min(owner, len(words) - 1)
+        return [(word, [place for place, owner in owners.items() if owner == number])
+                for number, word in enumerate(words)]
 
     def to_json(self) -> str:
         return self.backend.to_str()

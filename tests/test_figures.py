@@ -63,6 +63,17 @@ def test_a_flat_map_and_a_zero_map_are_drawn(tmp_path):
         assert min(Image.open(tmp_path / "flat.png").size) > 200
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("name", ["犬.jpg", "caf\udce9.jpg", "a_$^$_{.jpg"])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_any_file_name_can_be_a_title(tmp_path, name, heads):
+    photo = Image.new("RGB", (60, 40))
+    shown = figures.attention_panel(photo, np.ones((heads, 2, 2)), (0, 0, 60, 40),
+                                    f"{name}: cat\nlast", "share", tmp_path / "panel.png")
+    figures.gallery([shown], [name], "Attention", tmp_path / "sheet.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"panel.png", "sheet.png"}
+
+
 def test_curves_of_one_run_and_of_many(tmp_path):
     history = [{"epoch": n, "train_loss": 1 / n, "val_loss": 1.1 / n, "train_accuracy": 0.5,
                 "val_accuracy": 0.4} for n in (1, 2, 3)]
