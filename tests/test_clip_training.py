@@ -1,0 +1,151 @@
+"""The small CLIP's training: names without pictures, then pictures with texts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import TINY, make_folder, run_script
+from timm.data import ImageNetInfo
+
+import clip_training
+from models.clip import Clip, build_clip, load_clip
+from models.gpt2 import GPT2Config
+from models.tokenizer import train_bpe
+from wordnet import Noun
+
+SCRIPT = "clip_zeroshot.py"
+FEW = ["--epochs", "1", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    tokenizer = train_bpe(["a photo of a bear", "a crane"] * 3, 300)
+    return build_clip(TINY, GPT2Config(tokenizer.vocab_size, 12, 16, 1, 2, None),
+                      tokenizer, width=8)
+
+
+def make_words(model, **options):
+    nouns = {1: Noun(("bear", "bruin"), "", ()), 2: Noun(("crane",), "bird", ()),
+             3: Noun(("crane",), "machine", (2,)), 4: Noun(("far",), "", ())}
+    eye = np.eye(8)
+    vectors = {1: (eye[0], 0), 2: (eye[1], 0), 3: (eye[2], 1), 4: (eye[3], 9)}
+    return clip_training.Words(model, nouns, {("crane", 3): 5}, vectors, 3000, 0, **options)
+
+
+def test_names_are_drawn_by_what_a_picture_would_show(model):
+    words = make_words(model)
+    counts = np.bincount([words.indices[place] for place in words.drawn], minlength=3) / 3000
+    assert set(words.names) == {"bear", "bruin", "crane"}  # "far" is too far from any class
+    assert counts == pytest.approx(np.array([2, 1, 0.1]) / 3.1, abs=0.03)
+    first = words.drawn.copy()
+    words.set_epoch(1)
+    assert (words.drawn != first).any()
+    words.set_epoch(0)
+    assert (words.drawn == first).all()
+    ids, index = words[0]
+    assert ids.shape == (12,) and words.names[words.drawn[0]] in words.text(0)
+    assert words.vectors[index].sum() == 1
+
+
+def test_only_padding_is_trimmed(model):
+    end = model.pad_id
+    tokens = torch.tensor([[5, 6, end, end, end], [5, end, end, end, end]])
+    assert clip_training.trim(tokens, end).tolist() == [[5, 6, end], [5, end, end]]
+
+
+def test_equal_texts_are_no_counter_examples(model, tmp_path):
+    paths = sorted(make_folder(tmp_path, 2).iterdir())
+    texts = [["a bear"], ["a bear"], ["a crane"], ["a crane"], ["a bear"], ["two", "three"]]
+    pairs = clip_training.Pairs(model, paths, texts, lambda image: image, 0)
+    assert pairs.group == [0, 0, 1, 1, 0, 2]
+    assert {pairs.set_epoch(epoch) or pairs.drawn[5] for epoch in range(20)} == {"two", "three"}
+    pixels, ids, group, index = pairs[2]
+    assert pixels.shape == (40, 48, 3) and (group, index) == (1, 2)
+
+
+def test_shrunk_photos_keep_their_size_and_lose_detail():
+    from PIL import Image
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    always = clip_training.Shrunk(lambda image: image, 8, 1.0)(noise)
+    assert always.size == noise.size and np.std(always) < 0.5 * np.std(noise)
+    assert clip_training.Shrunk(lambda image: image, 8, 0.0)(noise) is noise
+
+
+# --- as a user runs it --------------------------------------------------------------------------
+
+
+def write_wordnet(folder):
+    """A WordNet that knows ImageNet's 1,000 classes, and one noun above them all."""
+    info, lines = ImageNetInfo(), ["00000001 03 n 01 thing 0 000 | whatever there is"]
+    for index in range(1000):
+        names, _, gloss = info.index_to_description(index, detailed=True).partition(": ")
+        names = [name.strip().replace(" ", "_") for name in names.split(",")]
+        words = " ".join(f"{name} 0" for name in names)
+        lines.append(f"{index + 2:08} 03 n {len(names):02x} {words} 001 @ 00000001 n 0000 | "
+                     f"{gloss}")
+    folder.mkdir()
+    (folder / "data.noun").write_text("\n".join(lines) + "\n")
+    (folder / "index.sense").write_text("tench%1:05:00:: 00000002 1 3\n")
+
+
+def test_a_clip_is_trained_and_names_photos(tmp_path):
+    write_wordnet(tmp_path / "wordnet")
+    torch.manual_seed(0)
+    torch.save(timm.create_model(TINY).state_dict(), tmp_path / "vit.pth")
+    head = ["--vit", TINY, "--weights", tmp_path / "vit.pth", "--wordnet", tmp_path / "wordnet",
+            "--texts", "64"]
+    result = run_script(SCRIPT, "words", "--out", tmp_path / "w", *head, *FEW, "--batch-size", "32",
+                        "--width", "16", "--layers", "1", "--heads", "2", "--vocab-size", "400")
+    assert result.returncode == 0, result.stderr
+    photos = make_folder(tmp_path / "photos", 3)
+    rows = [f"photos/{path.name},tench" for path in sorted(photos.iterdir())]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,text", *rows]) + "\n")
+    result = run_script(
+        SCRIPT, "train", "--out", tmp_path / "t", "--checkpoint", tmp_path / "w/best.safetensors",
+        "--pairs", tmp_path / "pairs.csv", *head, *FEW, "--batch-size", "5", "--freeze", "2",
+        "--shrink", "0.5")
+    assert result.returncode == 0, result.stderr
+    before, after = (load_clip(tmp_path / name / "best.safetensors") for name in "wt")
+    blocks = [[value.equal(after.vision.blocks[i].state_dict()[key])
+               for key, value in block.state_dict().items()]
+              for i, block in enumerate(before.vision.blocks)]
+    assert all(blocks[0]) and all(blocks[1]) and not all(blocks[5])
+    assert after.image_proj.bias.abs().sum() > 0 and after.metadata["centered"]
+    assert str(tmp_path) not in json.dumps(after.metadata)
+    (tmp_path / "names.json").write_text('{"7": "tench", "3": "goldfish"}')
+    result = run_script(SCRIPT, "predict", "--images", photos, "--labels", tmp_path / "names.json",
+                        "--model", tmp_path / "t/best.safetensors", "--output", tmp_path / "o.csv",
+                        XDG_CACHE_HOME=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == 10
+
+
+def test_centering_takes_away_what_all_photos_share(model, tmp_path):
+    from types import SimpleNamespace
+
+    paths = sorted(make_folder(tmp_path, 3).iterdir())
+    args = SimpleNamespace(device="cpu", precision="fp32", batch_size=4)
+    clip_training.center(model, paths, args)
+    clip = Clip(model, model.preprocessing, "test")
+    transform = clip_training.data.Transform.from_fields(model.preprocessing)
+    pixels = torch.from_numpy(np.stack([transform.load(path) for path in paths]))
+    with torch.inference_mode():
+        features = clip.towers.image_features(transform.normalize(pixels))
+    assert features.mean(0).abs().max() < 1e-4 * features.abs().max() + 1e-5
+
+
+@pytest.mark.parametrize("words, message", [
+    (["train", "--checkpoint", "gone.safetensors"], "nothing to learn from"),
+    (["train", "--checkpoint", "gone.safetensors", "--pairs", "gone.csv"], "cannot read gone.csv"),
+    (["words", "--wordnet", "gone", "--vit", "nonsense"], "timm knows no vision transformer"),
+])
+def test_bad_input_gets_one_line(tmp_path, words, message):
+    result = run_script(SCRIPT, *words, "--out", "new", cwd=tmp_path)
+    assert result.returncode == 1 and message in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "new").exists()
