@@ -370,7 +370,8 @@ def test_every_label_is_whole_and_beside_its_neighbour(tmp_path, drawn, size, wo
 def test_each_photo_has_its_figure_numbers_and_arrays(tmp_path, folder, checkpoint, captioner):
     result = run_script(SCRIPT, "--images", folder, "--output", tmp_path / "new" / "folder",
                         "--checkpoint", checkpoint, "--npz", tmp_path / "maps.npz",
-                        "--batch-size", "2", *CPU)
+                        "--batch-size", "2", "--beam", "3", "--length-penalty", "1",
+                        "--no-repeat-ngram", "0", *CPU)
     assert result.returncode == 0, result.stderr
     assert "maps.npz" in result.stderr and str(tmp_path / "new" / "folder") in result.stderr
     printed, kept = json.loads(result.stdout), np.load(tmp_path / "maps.npz")
