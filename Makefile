@@ -18,7 +18,7 @@ demo: .venv/installed
 
 test: .venv/installed-tests
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 8
 
 install: .venv/installed
 
