@@ -41,6 +41,7 @@ from utils import (
     non_negative,
     positive_int,
     printable,
+    report_unreadable,
     run,
     share,
     warn,
@@ -253,11 +254,7 @@ def encode(clip, paths, args, embeddings=None):
     from clip_features import kept_image_features
 
     readable, features, unreadable = kept_image_features(clip, paths, args, embeddings)
-    if not readable:
-        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
-                        .format(len(paths), *unreadable[0]))
-    for path, reason in unreadable:
-        warn(f"unreadable: {path}: {reason}")
+    report_unreadable(readable, unreadable)
     return readable, features, unreadable
 
 

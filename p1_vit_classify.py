@@ -38,6 +38,7 @@ from utils import (
     positive_int,
     printable,
     progress,
+    report_unreadable,
     resolve_run_options,
     run,
     share,
@@ -87,11 +88,7 @@ def classify_with_all(classifiers, paths, args):
     """As ``classify``, with the mean of the classifiers' probabilities; some image is readable."""
     results = [classify(classifier, paths, args) for classifier in classifiers]
     readable, _, unreadable = results[0]
-    if not readable:
-        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
-                        .format(len(paths), *unreadable[0]))
-    for path, reason in unreadable:
-        warn(f"unreadable: {path}: {reason}")
+    report_unreadable(readable, unreadable)
     return readable, np.mean([probabilities for _, probabilities, _ in results], axis=0), unreadable
 
 

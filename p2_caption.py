@@ -40,6 +40,7 @@ from utils import (
     non_negative,
     positive_int,
     printable,
+    report_unreadable,
     resolve_run_options,
     run,
     warn,
@@ -256,14 +257,6 @@ def open_captioner(args):
     resolve_run_options(args)
     args.batch_size = args.batch_size or BATCH[args.device]
     return load_captioner(args.checkpoint)
-
-
-def report_unreadable(readable, unreadable):
-    if not len(readable):
-        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
-                        .format(len(unreadable), *unreadable[0]))
-    for path, reason in unreadable:
-        warn(f"unreadable: {path}: {reason}")
 
 
 def starting_point(args, captions):

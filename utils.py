@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -240,6 +240,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         line, status = _explain(error)
         warn(line)
     sys.exit(status)
+
+
+def report_unreadable(readable: Sequence, unreadable: list[tuple[Path, str]]) -> None:
+    """Name each unreadable file and its reason on stderr; UserError where nothing was readable."""
+    if not len(readable):  # an array has no truth value
+        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
+                        .format(len(unreadable), *unreadable[0]))
+    for path, reason in unreadable:
+        warn(f"unreadable: {path}: {reason}")
 
 
 # --- device, precision, seed --------------------------------------------------------------------
