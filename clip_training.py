@@ -1,8 +1,9 @@
-"""Training tasks of the small CLIP: names without pictures, then pictures with texts. Between the
+"""Training tasks of the small CLIP: what names mean, then pictures with texts. Between the
 script and the rooms, as ``captioning`` is."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,36 +37,24 @@ PHRASES = ("{}", "a {}", "a photo of a {}", "this is a photo of {}", "the {}", "
 PHOTO_PHRASES = ("a photo of a {}", "this is a photo of {}", "a picture of a {}",
                  "a blurry photo of a {}", "a small photo of the {}", "a {}")
 
-# --- names without pictures ---------------------------------------------------------------------
+LEAST_MENTIONS = 3  # of a name, for what captions say of it to count
+
+# --- what names mean ----------------------------------------------------------------------------
 
 
 class Words:
-    """A dataset of (ids (T,), index of the noun): names in changing phrases.
+    """A dataset of (ids (T,), index of the name): names in changing phrases, drawn by ``weights``.
 
-    Names of what the ``vectors`` are about come most often, then words that tagged text uses, then
-    the rest up to ``furthest`` steps away. Where a name has several meanings, a picture most likely
-    shows the one that ImageNet knows.
+    ``vectors`` (names, C), rows of length 1, say what each of ``names`` means.
     """
 
     def __init__(
-        self, model: DualEncoder, nouns: dict[int, wordnet.Noun],
-        frequencies: dict[tuple[str, int], int], vectors: dict[int, tuple[np.ndarray, int]],
-        count: int, seed: int, furthest: int = 3,
+        self, model: DualEncoder, names: Sequence[str], vectors: np.ndarray,
+        weights: Sequence[float], count: int, seed: int,
     ) -> None:
-        kept = [offset for offset, (_, steps) in vectors.items() if steps <= furthest]
-        self.vectors = torch.tensor(np.stack([vectors[offset][0] for offset in kept])).float()
-        seen = {name for offset in kept if not vectors[offset][1] for name in nouns[offset].names}
-        self.names, self.indices, weights = [], [], []
-        for index, offset in enumerate(kept):
-            steps = vectors[offset][1]
-            for name in nouns[offset].names:
-                used = frequencies.get((name, offset), 0) > 0
-                weight = 1.0 if not steps else 0.5 if used else 0.1 / 2 ** (steps - 1)
-                self.names.append(name)
-                self.indices.append(index)
-                weights.append(weight * (0.2 if steps and name in seen else 1.0))
+        self.model, self.names, self.count, self.seed = model, names, count, seed
+        self.vectors = torch.from_numpy(vectors).float()
         self.weights = np.array(weights) / sum(weights)
-        self.model, self.count, self.seed = model, count, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -81,7 +70,7 @@ class Words:
 
     def __getitem__(self, place: int):
         ids = _fixed(self.model, self.text(place))
-        return ids, self.indices[self.drawn[place]]
+        return ids, self.drawn[place]
 
 
 def _fixed(model: DualEncoder, text: str) -> Tensor:
@@ -184,18 +173,6 @@ class Shrunk:
         return image.resize((side, side), 4).resize(image.size, 3)  # averaged, then bicubic
 
 
-def class_shares(
-    model: DualEncoder, paths: Sequence[Path], classes: Tensor, scale: float, args
-) -> Tensor:
-    """(images, classes): what the image tower makes of undamaged images before training, as a
-    distribution over the ``classes`` (K, D): the teacher of what it shall make of damaged ones."""
-    clip = Clip(model.to(args.device).eval(), model.preprocessing, "the teacher")
-    _, seen, unreadable = image_features(clip, paths, args, "teacher")
-    if unreadable:
-        raise UserError("{}: {}; mend or remove it, then train".format(*unreadable[0]))
-    return (scale * torch.from_numpy(seen) @ classes.T).softmax(1)
-
-
 def contrastive_task(
     model: DualEncoder, pairs: Pairs, words: Words | None, classes: Tensor | None,
     teacher: Tensor | None, groups: list[dict], validate: Callable, save: Callable, args,
@@ -253,21 +230,63 @@ def head_directions(args) -> tuple[Tensor, list[str], Tensor]:
     return F.normalize(weight - weight.mean(0), dim=1), names, weight.mean(0)
 
 
-def make_words(model: DualEncoder, classes: Tensor, args) -> Words:
+def make_words(
+    model: DualEncoder, classes: Tensor, texts: Sequence[str], photos: dict[str, np.ndarray], args
+) -> Words:
+    """The names of WordNet, with what the head's ``classes`` and the ``photos`` that go by a name
+    (``photo_meanings``) say about each; those that ``texts`` use are drawn more often."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()
     nouns = wordnet.read_nouns(args.wordnet)
     known = wordnet.imagenet_nouns(
         nouns, [info.index_to_description(index, detailed=True) for index in range(1000)])
-    vectors = wordnet.noun_vectors(nouns, known, classes.numpy())
-    return Words(model, nouns, wordnet.read_frequencies(args.wordnet), vectors,
-                 args.limit or args.texts, args.seed)
+    meanings = wordnet.name_meanings(nouns, wordnet.read_frequencies(args.wordnet),
+                                     wordnet.noun_vectors(nouns, known, classes.numpy()))
+    said = Counter(name for text in texts for name in wordnet.mentioned(text, meanings))
+    vectors, weights = [], []
+    for name, meaning in meanings.items():
+        vector = meaning.vector + photos.get(name, 0)
+        vectors.append(vector / np.linalg.norm(vector))
+        weights.append(1.0 if not meaning.steps else 0.5 if said[name] >= LEAST_MENTIONS
+                       else 0.15 if meaning.used else 0.02)
+    return Words(model, list(meanings), np.stack(vectors), weights, args.limit or args.texts,
+                 args.seed)
 
 
-def read_pairs(args) -> tuple[list[Path], list[list[str]]]:
-    """Images and the texts of each, from --pairs and from --images with --captions."""
-    paths, texts = [], []
+def photo_meanings(
+    features: np.ndarray, texts: Sequence[Sequence[str]], args
+) -> dict[str, np.ndarray]:
+    """Name -> unit vector: where the photos whose captions say it lie, as seen from the middle of
+    all; for names that ``LEAST_MENTIONS`` photos or more are known to show.
+
+    ``features`` (N, C) and ``texts`` are those of N photos.
+    """
+    names = frozenset(name for noun in wordnet.read_nouns(args.wordnet).values()
+                      for name in noun.names)
+    total, shares = defaultdict(float), Counter()
+    for feature, captions_of_it in zip(features - features.mean(0), texts, strict=True):
+        for text in captions_of_it:
+            for name in wordnet.mentioned(text, names):
+                total[name] += feature
+                shares[name] += 1 / len(captions_of_it)
+    return {name: vector / np.linalg.norm(vector) for name, vector in total.items()
+            if shares[name] >= LEAST_MENTIONS}
+
+
+def untrained_features(model: DualEncoder, paths: Sequence[Path], args) -> np.ndarray:
+    """(N, C): what the image tower makes of undamaged photos before it is trained."""
+    clip = Clip(model.to(args.device).eval(), model.preprocessing, "the image tower")
+    _, features, unreadable = image_features(clip, paths, args, "look at photos")
+    if unreadable:
+        raise UserError("{}: {}; mend or remove it, then train".format(*unreadable[0]))
+    return features
+
+
+def read_pairs(args) -> tuple[list[Path], list[list[str]], int]:
+    """Images and the texts of each, from --pairs and then from --images with --captions, and how
+    many of the latter there are."""
+    paths, texts, images = [], [], {}
     for file in args.pairs:
         for row in read_csv(file, "image", "text"):
             paths.append(Path(file).parent / row["image"])
@@ -278,19 +297,21 @@ def read_pairs(args) -> tuple[list[Path], list[list[str]]]:
         texts += images.values()
     if not paths:
         raise UserError("nothing to learn from: give --pairs, or --images with --captions")
-    return paths, texts
+    return paths, texts, len(images)
 
 
 def words(args) -> list[dict]:
-    """Teach a fresh text tower names, without any picture; returns the history."""
+    """Teach a fresh text tower names while the image tower stays as it is; returns the history."""
     training.check_out(args.out, args.resume)
+    if args.images and not args.captions:
+        raise UserError(f"--images {args.images} needs --captions: what is said of the photos")
     resolve_run_options(args)
     torch.manual_seed(args.seed)
     classes, names, _ = head_directions(args)
     nouns = wordnet.read_nouns(args.wordnet)
     texts = [text for file in args.captions for text in captions.read_texts(file)]
-    texts += [name for noun in nouns.values() for name in noun.names]
-    tokenizer = train_bpe(texts, args.vocab_size)
+    names_too = [name for noun in nouns.values() for name in noun.names]
+    tokenizer = train_bpe(texts + names_too, args.vocab_size)
     config = GPT2Config(tokenizer.vocab_size, args.context, args.width, args.layers, args.heads,
                         None, dropout=0.0)
     model = build_clip(args.vit, config, tokenizer, width=classes.shape[1],
@@ -301,7 +322,12 @@ def words(args) -> list[dict]:
     model.vision.requires_grad_(False)
     model.image_proj.requires_grad_(False)
     model.logit_scale.requires_grad_(False)
-    drawn = make_words(model, classes, args)
+    photos = {}
+    if args.images:
+        images = captions.captioned_images(args.images, args.captions[0])
+        photos = photo_meanings(untrained_features(model, list(images), args),
+                                list(images.values()), args)
+    drawn = make_words(model, classes, texts, photos, args)
     task = words_task(model, drawn, classes, names, groups_of(model, args), saver(args, len(drawn)),
                       args)
     return fit(model, task, args)
@@ -310,7 +336,7 @@ def words(args) -> list[dict]:
 def pairs(args) -> list[dict]:
     """Train both towers on images with texts; returns the history."""
     training.check_out(args.out, args.resume)
-    paths, texts = read_pairs(args)
+    paths, texts, captioned = read_pairs(args)
     data.check_images(paths)
     resolve_run_options(args)
     torch.manual_seed(args.seed)
@@ -322,8 +348,13 @@ def pairs(args) -> list[dict]:
         center(model, paths[:: max(len(paths) // 512, 1)], args)
     if args.weights or args.pretrained:
         classes, _, _ = head_directions(args)
-        drawn = make_words(model, classes, args) if args.wordnet else None
-        teacher = class_shares(model, paths, classes, args.word_scale, args)
+        seen = untrained_features(model, paths, args)
+        teacher = (args.word_scale * torch.from_numpy(seen) @ classes.T).softmax(1)
+        if args.wordnet:
+            first = len(paths) - captioned
+            photos = photo_meanings(seen[first:], texts[first:], args) if captioned else {}
+            drawn = make_words(model, classes, [text for each in texts[first:] for text in each],
+                               photos, args)
     model.requires_grad_(True)
     if args.freeze:  # what is below needs no backward pass, a third of the time for half a ViT
         vision = model.vision

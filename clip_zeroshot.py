@@ -6,6 +6,7 @@ put into a sentence (a template), lies nearest; nothing is trained.
   python3 clip_zeroshot.py predict --images DIR --labels id2label.json --output pred.csv
   python3 clip_zeroshot.py eval --images DIR --labels id2label.json --table templates.md
   python3 clip_zeroshot.py top5 --images DIR --sample 3 --labels id2label.json --output top5.png
+  python3 clip_zeroshot.py retrieval --images DIR --captions val.json
 
 id2label.json names the classes, {"0": "bicycle", "1": "chair"}: what is written for a photo is the
 key, whatever the order. --model takes a checkpoint of this project, a folder that transformers
@@ -18,7 +19,8 @@ What to expect: README.md, "Results", names accuracy, data and time for each com
 How to read the result: "accuracy_95" is the Wilson interval: templates closer than that are not
 told apart by such a test. A negation ("not a photo of") names the same class and does no harm.
 Probabilities are a softmax over the given classes with the model's own logit scale: they say which
-of these names fits best, not that any fits.
+of these names fits best, not that any fits. retrieval's recall@K falls as the folder grows: compare
+it on the same photos alone.
 """
 
 from __future__ import annotations
@@ -52,9 +54,11 @@ from utils import (
 
 import numpy as np
 
+import captions
 import data
 import figures
 from metrics import accuracy
+from metrics.retrieval import recall
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "ckpt" / "clip_vit_tiny.safetensors"
@@ -158,10 +162,7 @@ def evaluate(args):
 
     paths = data.list_images(args.images, args.limit)
     truth = dict(zip(paths, data.read_labels(paths, args.truth), strict=True))
-    for path in filter(None, (args.output, args.table)):
-        check_writable(path)
-    if args.record and not Path(args.model).is_file():
-        raise UserError(f"--record writes into a checkpoint file, and {args.model} is none")
+    check_outputs(args, args.output, args.table)
     classes, templates, clip = prepare(args)
     index = {label: i for i, label in enumerate(classes)}
     unknown = data.sort_labels([label for label in truth.values() if label not in index])
@@ -188,11 +189,7 @@ def evaluate(args):
         warn(f"wrote {args.table}")
     result = {"rows": rows, **provenance(clip, classes, args), "images": str(args.images),
               "unreadable": len(unreadable)}
-    if args.record:
-        from models.checkpoint import record_measurement
-
-        record_measurement(args.model, args.record, {key: result[key]
-                                                     for key in ("rows", "precision")})
+    record(args, result, ("rows", "precision"))
     write_json(result, args.output)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
@@ -226,6 +223,23 @@ def top5(args):
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
+def retrieve(args):
+    photos = captions.captioned_images(args.images, args.captions, args.limit)
+    check_outputs(args, args.output)
+    from clip_features import prepare_clip, text_features
+
+    clip = prepare_clip(args.model, args)
+    readable, images, unreadable = encode(clip, list(photos), args, args.embeddings)
+    owner = [row for row, path in enumerate(readable) for _ in photos[path]]
+    texts = text_features(clip, [text for path in readable for text in photos[path]])
+    result = {"recall": recall(images, texts, np.array(owner)), "images": len(readable),
+              "captions": len(texts), "model": clip.name, "precision": args.precision,
+              "unreadable": len(unreadable)}
+    record(args, result, ("recall", "images", "captions", "precision"))
+    write_json(result, args.output)
+    return EXIT_SOME_UNREADABLE if unreadable else 0
+
+
 def words(args):
     import clip_training
 
@@ -256,6 +270,22 @@ def encode(clip, paths, args, embeddings=None):
     readable, features, unreadable = kept_image_features(clip, paths, args, embeddings)
     report_unreadable(readable, unreadable)
     return readable, features, unreadable
+
+
+def check_outputs(args, *paths):
+    """UserError, before any work, where a result could not be written."""
+    for path in filter(None, paths):
+        check_writable(path)
+    if args.record and not Path(args.model).is_file():
+        raise UserError(f"--record writes into a checkpoint file, and {args.model} is none")
+
+
+def record(args, result, keys):
+    """--record: what was measured, into the checkpoint."""
+    if args.record:
+        from models.checkpoint import record_measurement
+
+        record_measurement(args.model, args.record, {key: result[key] for key in keys})
 
 
 def classify(clip, images, classes, templates):
@@ -295,36 +325,40 @@ def make_parser():
     parser = ArgumentParser(prog="clip_zeroshot.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name, function, help, templates):
+    def add(name, function, help):
         command = commands.add_parser(name, help=help, description=help)
         command.set_defaults(run=function)
         add_run_options(command, None)
-        command.add_argument("--labels", required=True, metavar="JSON",
-                             help='{"0": "bicycle", …}: what is written, and the name')
         command.add_argument("--model", "--checkpoint", default=str(CHECKPOINT),
                              metavar="FILE|FOLDER|NAME",
                              help="a clip checkpoint, transformers' folder, or a hub name")
-        command.add_argument("--template", nargs="+", default=templates, metavar="T",
-                             help="texts with {object} or {}; sets (course, cifar); files")
         return command
 
-    predicting = add("predict", predict, "name a folder of photos: a CSV filename,label",
-                     [TEMPLATE])
-    predicting.add_argument("--output", required=True, metavar="CSV",
-                            help="file to write, whole or not at all")
-    evaluating = add("eval", evaluate, "accuracy of each template and of their ensembles",
-                     list(TEMPLATES))
-    evaluating.add_argument("--truth", metavar="CSV", help="filename,label; else names carry it")
-    evaluating.add_argument("--table", metavar="FILE", help="also write the table, as Markdown")
-    evaluating.add_argument("--record", metavar="NAME",
-                            help="write the result into the checkpoint, as measured on NAME")
-    evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
-    for command in (predicting, evaluating):
+    predicting = add("predict", predict, "name a folder of photos: a CSV filename,label")
+    evaluating = add("eval", evaluate, "accuracy of each template and of their ensembles")
+    panels = add("top5", top5, "a figure: each photo beside its five likeliest classes")
+    retrieving = add("retrieval", retrieve, "recall@K between photos and their captions")
+    for command in (predicting, evaluating, panels):
+        command.add_argument("--labels", required=True, metavar="JSON",
+                             help='{"0": "bicycle", …}: what is written, and the name')
+        command.add_argument("--template", nargs="+", metavar="T",
+                             default=list(TEMPLATES) if command is evaluating else [TEMPLATE],
+                             help="texts with {object} or {}; sets (course, cifar); files")
+    for command in (predicting, evaluating, retrieving):
         command.add_argument("--images", required=True, metavar="DIR",
                              help="folder of photos, without its subfolders")
         command.add_argument("--embeddings", metavar="FILE.npz",
                              help="keep the photos' features here, and use them again")
-    panels = add("top5", top5, "a figure: each photo beside its five likeliest classes", [TEMPLATE])
+    for command in (evaluating, retrieving):
+        command.add_argument("--record", metavar="NAME",
+                             help="write the result into the checkpoint, as measured on NAME")
+        command.add_argument("--output", metavar="JSON", help="instead of stdout")
+    predicting.add_argument("--output", required=True, metavar="CSV",
+                            help="file to write, whole or not at all")
+    evaluating.add_argument("--truth", metavar="CSV", help="filename,label; else names carry it")
+    evaluating.add_argument("--table", metavar="FILE", help="also write the table, as Markdown")
+    retrieving.add_argument("--captions", required=True, metavar="JSON",
+                            help="their captions, in COCO's format")
     panels.add_argument("--images", nargs="+", default=[str(HERE / "samples" / "scenes")],
                         metavar="PATH", help="image files, or one folder")
     panels.add_argument("--sample", type=positive_int, metavar="N",
@@ -335,7 +369,7 @@ def make_parser():
 
 
 def add_training(commands):
-    naming = commands.add_parser("words", help="teach a text tower names, without any picture")
+    naming = commands.add_parser("words", help="teach a text tower what names mean")
     naming.set_defaults(run=words)
     learning = commands.add_parser("train", help="train both towers on pictures with texts")
     learning.set_defaults(run=train)
@@ -360,7 +394,10 @@ def add_training(commands):
         recipe.add_argument("--encoder-lr", type=non_negative, default=0.1, metavar="FACTOR",
                             help="the image tower's lr is this times --lr")
     naming.add_argument("--captions", nargs="*", default=[], metavar="JSON",
-                        help="the tokenizer learns from these captions too")
+                        help="names that these captions say are taught more often; the tokenizer "
+                             "learns from them too")
+    naming.add_argument("--images", metavar="DIR",
+                        help="photos of the first --captions: what they show is what names mean")
     for name, default in (("vocab-size", 4096), ("context", 32), ("width", 192), ("layers", 3),
                           ("heads", 3)):
         naming.add_argument(f"--{name}", type=positive_int, default=default, metavar="N",

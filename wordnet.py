@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +118,50 @@ def noun_vectors(
         if level:
             found[offset] = _unit(sum(means[place] for place in level if place in means)), steps
     return found
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a name means: the mean of its senses, those first that a picture most likely shows."""
+
+    vector: np.ndarray  # (C,), length 1
+    steps: int  # from the nearest sense up to a noun that has a vector
+    used: bool  # in tagged text, in such a sense
+
+
+def name_meanings(
+    nouns: dict[int, Noun], frequencies: dict[tuple[str, int], int],
+    vectors: dict[int, tuple[np.ndarray, int]], furthest: int = 3,
+) -> dict[str, Meaning]:
+    """Name -> meaning, from its senses (``noun_vectors``) that are at most ``furthest`` steps off.
+
+    Senses that tagged text has count more, and most of all those that the vectors are about.
+    """
+    senses = defaultdict(list)
+    for offset, (vector, steps) in vectors.items():
+        if steps <= furthest:
+            for name in nouns[offset].names:
+                senses[name].append((vector, steps, frequencies.get((name, offset), 0) > 0))
+    found = {}
+    for name, each in senses.items():
+        nearest = min(steps for _, steps, _ in each)
+        total = sum(vector * _share(steps, used, nearest) for vector, steps, used in each)
+        found[name] = Meaning(_unit(total), nearest, any(used for *_, used in each))
+    return found
+
+
+def _share(steps: int, used: bool, nearest: int) -> float:
+    if not steps:
+        return 1.0
+    return (0.5 if used else 0.1 / 2 ** (steps - 1)) * (1.0 if nearest else 0.2)
+
+
+def mentioned(text: str, names: Container[str]) -> set[str]:
+    """Which ``names`` of one or two words, or their plurals in -s, ``text`` says."""
+    words = _words(text)
+    said = {*words, *map(" ".join, zip(words, words[1:], strict=False))}
+    return {name for word in said
+            if (name := word if word in names else word.removesuffix("s")) in names}
 
 
 def _closure(nouns: dict[int, Noun], offset: int) -> set[int]:

@@ -1,8 +1,9 @@
-"""The small CLIP's training: names without pictures, then pictures with texts."""
+"""The small CLIP's training: what names mean, then pictures with texts."""
 
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ import clip_training
 from models.clip import Clip, build_clip, load_clip
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe
-from wordnet import Noun
 
 SCRIPT = "clip_zeroshot.py"
 FEW = ["--epochs", "1", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
@@ -29,27 +29,34 @@ def model():
                       tokenizer, width=8)
 
 
-def make_words(model, **options):
-    nouns = {1: Noun(("bear", "bruin"), "", ()), 2: Noun(("crane",), "bird", ()),
-             3: Noun(("crane",), "machine", (2,)), 4: Noun(("far",), "", ())}
-    eye = np.eye(8)
-    vectors = {1: (eye[0], 0), 2: (eye[1], 0), 3: (eye[2], 1), 4: (eye[3], 9)}
-    return clip_training.Words(model, nouns, {("crane", 3): 5}, vectors, 3000, 0, **options)
+def make_words(model):
+    return clip_training.Words(model, ["bear", "bruin", "crane"], np.eye(8)[:3], [1, 1, 0.1],
+                               3000, 0)
 
 
-def test_names_are_drawn_by_what_a_picture_would_show(model):
+def test_names_are_drawn_by_their_weights(model):
     words = make_words(model)
-    counts = np.bincount([words.indices[place] for place in words.drawn], minlength=3) / 3000
-    assert set(words.names) == {"bear", "bruin", "crane"}  # "far" is too far from any class
-    assert counts == pytest.approx(np.array([2, 1, 0.1]) / 3.1, abs=0.03)
+    counts = np.bincount(words.drawn, minlength=3) / 3000
+    assert counts == pytest.approx(np.array([1, 1, 0.1]) / 2.1, abs=0.03)
     first = words.drawn.copy()
     words.set_epoch(1)
     assert (words.drawn != first).any()
     words.set_epoch(0)
     assert (words.drawn == first).all()
     ids, index = words[0]
-    assert ids.shape == (12,) and words.names[words.drawn[0]] in words.text(0)
+    assert ids.shape == (12,) and words.names[index] in words.text(0)
     assert words.vectors[index].sum() == 1
+
+
+def test_photos_that_go_by_a_name_say_what_it_means(tmp_path):
+    write_wordnet(tmp_path / "wordnet")
+    args = SimpleNamespace(wordnet=tmp_path / "wordnet")
+    features = np.repeat(np.eye(3, 4), 4, axis=0)
+    texts = [["a tench swims", "two tenches"]] * 4 + [["goldfish", "fish"]] * 4 + [["a thing"]] * 4
+    found = clip_training.photo_meanings(features, texts, args)
+    assert set(found) == {"thing"}  # half of 4 photos' captions is less than 3 photos
+    apart = np.array([-1, -1, 2, 0]) / 6**0.5
+    np.testing.assert_allclose(found["thing"], apart, atol=1e-6)
 
 
 def test_only_padding_is_trimmed(model):
@@ -127,8 +134,6 @@ def test_a_clip_is_trained_and_names_photos(tmp_path):
 
 
 def test_centering_takes_away_what_all_photos_share(model, tmp_path):
-    from types import SimpleNamespace
-
     paths = sorted(make_folder(tmp_path, 3).iterdir())
     args = SimpleNamespace(device="cpu", precision="fp32", batch_size=4)
     clip_training.center(model, paths, args)

@@ -311,6 +311,32 @@ def test_top5_of_files_and_of_awkward_photos(tmp_path, clip_file, capsys):  # no
     assert status == 1 and "27 images are too many" in errors[0] and "--sample" in errors[0]
 
 
+# --- retrieval ----------------------------------------------------------------------------------
+
+
+def test_retrieval_finds_captions_and_photos(tmp_path, photos, capsys):
+    file = write_clip(tmp_path / "c.safetensors")
+    paths = data.list_images(photos)
+    told = {path.name: [f"thing {path.stem}", f"another {row}"] for row, path in enumerate(paths)}
+    (tmp_path / "v.json").write_text(json.dumps(coco(told)))
+    words = ["retrieval", "--images", photos, "--captions", tmp_path / "v.json", "--model", file]
+    status, printed, _ = inside(script, *words, "--record", "made-up photos", *CPU, capsys=capsys)
+    result = json.loads(printed)
+    assert status == 0 and (result["images"], result["captions"]) == (12, 24)
+    clip = open_clip(file)
+    args = SimpleNamespace(device="cpu", precision="fp32", batch_size=4)
+    _, images, _ = clip_features.image_features(clip, paths, args)
+    texts = clip.encode_text([text for each in told.values() for text in each]).numpy()
+    ranks = np.argsort(-(texts @ images.T), axis=1)
+    hits = [row // 2 in ranks[row, :5] for row in range(24)]
+    assert result["recall"]["text_to_image"]["5"] == pytest.approx(np.mean(hits), abs=0.05)
+    measured = open_clip(file).towers.metadata["measured"]["made-up photos"]
+    assert measured["recall"] == result["recall"]
+    (photos / paths[0].name).write_bytes(b"no photo")
+    status, printed, errors = inside(script, *words, *CPU, capsys=capsys)
+    assert status == 3 and json.loads(printed)["captions"] == 22 and paths[0].name in errors[0]
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 

@@ -7,7 +7,14 @@ from utils import UserError
 import numpy as np
 import pytest
 
-from wordnet import imagenet_nouns, noun_vectors, read_frequencies, read_nouns
+from wordnet import (
+    imagenet_nouns,
+    mentioned,
+    name_meanings,
+    noun_vectors,
+    read_frequencies,
+    read_nouns,
+)
 
 LICENCE = "  1 This software and database is being provided\n"
 NOUNS = LICENCE + """\
@@ -63,6 +70,24 @@ def test_nouns_inherit_from_below_and_else_from_above(folder):
     assert 9 not in vectors  # nothing above it and nothing below
     few = noun_vectors(read_nouns(folder), [4, 5, 6], np.eye(3), highest=2)
     assert 1 not in few and 7 not in few  # what is above the crane means too much
+
+
+def test_a_name_means_first_what_a_picture_would_show(folder):
+    nouns, frequencies = read_nouns(folder), read_frequencies(folder)
+    eye = np.eye(4)
+    vectors = {6: (eye[0], 0), 7: (eye[1], 2), 8: (eye[2], 1), 9: (eye[3], 4)}
+    meanings = name_meanings(nouns, frequencies, vectors)
+    assert set(meanings) == {"crane", "sun bear"}  # an idea is too far from what has a vector
+    crane = np.array([1, 0.2 * 0.05, 0, 0])  # the machine is never meant in tagged text
+    np.testing.assert_allclose(meanings["crane"].vector, crane / np.linalg.norm(crane))
+    assert (meanings["crane"].steps, meanings["crane"].used) == (0, True)
+    assert (meanings["sun bear"].steps, meanings["sun bear"].used) == (1, False)
+
+
+def test_names_are_found_in_sentences():
+    names = {"bear", "brown bear", "bus", "glasses"}
+    assert mentioned("Two brown bears on a bus.", names) == {"bear", "brown bear", "bus"}
+    assert mentioned("Bearded men with glasses", names) == {"glasses"}
 
 
 def test_a_missing_file_says_what_is_needed(tmp_path):
