@@ -70,6 +70,14 @@ def refuse_equal_stems(paths: Sequence[Path]) -> None:
             raise UserError(f"{other.name} and {path.name} would both be {path.stem}; rename one")
 
 
+def refuse_to_replace(paths: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """UserError where one of the ``outputs`` would be written over one of the photos ``paths``."""
+    photos = {path.resolve() for path in paths}
+    for output in outputs:
+        if output.resolve() in photos:
+            raise UserError(f"the figure {output} would replace a photo; give another --output")
+
+
 def label_from_name(path: Path) -> str:
     """``<label>_<anything>.<ext>`` -> label."""
     label, separator, _ = path.name.partition("_")

@@ -30,10 +30,10 @@ from pathlib import Path
 from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
-    UserError,
     add_run_options,
     check_writable,
     progress,
+    report_unreadable,
     resolve_run_options,
     run,
     warn,
@@ -122,8 +122,7 @@ def batches(classifier, paths, args, unreadable, title):
             yield names, transform.normalize(torch.from_numpy(pixels).to(args.device))
             bar.update(len(names))
     if len(unreadable) == len(paths):
-        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
-                        .format(len(paths), *unreadable[0]))
+        report_unreadable((), unreadable)
 
 
 def draw_all(classifier, paths, args):
@@ -240,6 +239,8 @@ def main():
     data.refuse_equal_stems(paths)
     if args.npz:
         check_writable(args.npz)
+    figures_of = [Path(args.output) / f"{path.stem}.png" for path in paths]
+    data.refuse_to_replace(paths, [*figures_of, Path(args.output) / "sheet.png"])
     check_writable(Path(args.output) / "sheet.png")
     resolve_run_options(args)
 
@@ -249,8 +250,7 @@ def main():
     classifier.model.to(args.device)
     function = faithfulness_table if args.faithfulness else draw_all
     result, unreadable = function(classifier, paths, args)
-    for path, reason in unreadable:
-        warn(f"unreadable: {path}: {reason}")
+    report_unreadable(paths, unreadable)
     write_json(result)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 

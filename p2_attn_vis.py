@@ -40,6 +40,7 @@ from utils import (
     check_writable,
     npz_writer,
     printable,
+    report_unreadable,
     resolve_run_options,
     run,
     warn,
@@ -150,8 +151,7 @@ def captioned_batches(captioner, paths, args, texts: Texts | None, unreadable, t
                  else written_captions(captioner, memory, search_from(args)))
         yield [(path, *text) for path, text in zip(names, batch, strict=True)], memory
     if len(unreadable) == len(paths):
-        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
-                        .format(len(paths), *unreadable[0]))
+        report_unreadable((), unreadable)
 
 
 def draw_all(captioner, paths, args, texts, unreadable, prefix="", notes=()) -> list[dict]:
@@ -245,10 +245,7 @@ def check_outputs(paths, args):
     data.refuse_equal_stems(paths)
     names = [f"{prefix}{path.stem}" for path in paths
              for prefix in (("best_", "worst_") if args.best_worst else ("",))]
-    photos = {path.resolve() for path in paths}
-    for figure in (Path(args.output) / f"{name}.png" for name in names):
-        if figure.resolve() in photos:
-            raise UserError(f"the figure {figure} would replace a photo; give another --output")
+    data.refuse_to_replace(paths, [Path(args.output) / f"{name}.png" for name in names])
     check_writable(Path(args.output) / f"{names[0]}.png")
     if args.npz:
         stems = {printable(path.stem) for path in paths}
@@ -278,8 +275,7 @@ def main():
     else:
         result["images"] = draw_all(captioner, paths, args, texts, unreadable)
         warn(f"wrote {len(result['images'])} figures into {args.output}")
-    for path, reason in unreadable:
-        warn(f"unreadable: {path}: {reason}")
+    report_unreadable(paths, unreadable)
     write_json(result)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 

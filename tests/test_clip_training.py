@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from conftest import TINY, make_folder, run_script
+from test_p2_score import coco
 from timm.data import ImageNetInfo
 
 import clip_training
@@ -107,10 +108,13 @@ def test_a_clip_is_trained_and_names_photos(tmp_path):
     torch.save(timm.create_model(TINY).state_dict(), tmp_path / "vit.pth")
     head = ["--vit", TINY, "--weights", tmp_path / "vit.pth", "--wordnet", tmp_path / "wordnet",
             "--texts", "64"]
+    photos = make_folder(tmp_path / "photos", 3)
+    told = {path.name: ["a tench", "a goldfish"] for path in sorted(photos.iterdir())}
+    (tmp_path / "told.json").write_text(json.dumps(coco(told)))
+    head += ["--images", photos, "--captions", tmp_path / "told.json"]
     result = run_script(SCRIPT, "words", "--out", tmp_path / "w", *head, *FEW, "--batch-size", "32",
                         "--width", "16", "--layers", "1", "--heads", "2", "--vocab-size", "400")
     assert result.returncode == 0, result.stderr
-    photos = make_folder(tmp_path / "photos", 3)
     rows = [f"photos/{path.name},tench" for path in sorted(photos.iterdir())]
     (tmp_path / "pairs.csv").write_text("\n".join(["image,text", *rows]) + "\n")
     result = run_script(
@@ -148,6 +152,7 @@ def test_centering_takes_away_what_all_photos_share(model, tmp_path):
 @pytest.mark.parametrize("words, message", [
     (["train", "--checkpoint", "gone.safetensors"], "nothing to learn from"),
     (["train", "--checkpoint", "gone.safetensors", "--pairs", "gone.csv"], "cannot read gone.csv"),
+    (["words", "--wordnet", "gone", "--images", "x"], "--images x needs --captions"),
     (["words", "--wordnet", "gone", "--vit", "nonsense"], "timm knows no vision transformer"),
 ])
 def test_bad_input_gets_one_line(tmp_path, words, message):
