@@ -32,7 +32,8 @@ from models.vit import open_vit
 from training import Task
 
 PHRASES = ("{}", "a {}", "a photo of a {}", "this is a photo of {}", "the {}", "a picture of a {}",
-           "a small photo of the {}", "a blurry photo of a {}", "two {}s", "some {}")
+           "a small photo of the {}", "a blurry photo of a {}.", "two {}s", "some {}",
+           "a {} picture.", "the {} in a photo", "there is no {} here.", "a {}, and nothing else.")
 
 PHOTO_PHRASES = ("a photo of a {}", "this is a photo of {}", "a picture of a {}",
                  "a blurry photo of a {}", "a small photo of the {}", "a {}")
