@@ -1,11 +1,14 @@
-"""Small photos, a tiny classifier and a way to run a script as a user runs it."""
+"""Small photos, a tiny classifier and ways to run a script as a user runs it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from utils import run
 
 import numpy as np
 import pytest
@@ -15,20 +18,57 @@ ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 TINY = "test_vit"  # timm's own test model: 64 wide, 6 layers, 160 pixels
 CLASSES = ["0", "1", "2"]
+# For scripts that run in this process too; one thread, because sums in another order would not be
+# equal to the last bit. It counts for nothing once torch is imported.
+os.environ.update(OFFLINE)
 
 
-def run_script(*words, cwd=None, **environment) -> subprocess.CompletedProcess:
-    """Run ``python3 SCRIPT …`` in a process of its own, offline; stderr as text."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / words[0]), *map(str, words[1:])], cwd=cwd,
-        env={**os.environ, **OFFLINE, **environment}, capture_output=True, text=True,
-        errors="surrogateescape", timeout=300)
+def finished(*words, cwd=None, **environment) -> subprocess.CompletedProcess:
+    """Run a command to its end, offline; stderr as text."""
+    return subprocess.run([*map(str, words)], cwd=cwd, env={**os.environ, **environment},
+                          capture_output=True, text=True, errors="surrogateescape", timeout=300)
+
+
+def run_script(script, *words, **options) -> subprocess.CompletedProcess:
+    """Run ``python3 SCRIPT …`` in a process of its own."""
+    return finished(sys.executable, ROOT / script, *words, **options)
+
+
+def bash(script, *words, **options) -> subprocess.CompletedProcess:
+    """Run ``bash SCRIPT …`` with this Python as its python3."""
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    return finished("bash", script, *words, PATH=path, **options)
+
+
+def run_inside(module, *words, capsys) -> subprocess.CompletedProcess:
+    """As ``run_script``, in this process: to import torch anew takes seconds for each run."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", [module.__file__, *map(str, words)])
+        run(module.main)
+    return subprocess.CompletedProcess(words, end.value.code, *capsys.readouterr())
+
+
+def inside(module, *words, capsys) -> tuple[int, str, list[str]]:
+    """(status, stdout, lines of stderr) of ``run_inside``."""
+    result = run_inside(module, *words, capsys=capsys)
+    return result.returncode, result.stdout, error_lines(result)
+
+
+def copy_project(folder: Path) -> Path:
+    """The code, with an empty ckpt/ for tiny checkpoints in the place of the shipped ones."""
+    for pattern in ("*.py", "*.sh", "models/*.py", "metrics/*.py"):
+        for file in ROOT.glob(pattern):
+            (folder / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder / file.relative_to(ROOT))
+    (folder / "ckpt").mkdir()
+    return folder
 
 
 def error_lines(result: subprocess.CompletedProcess) -> list[str]:
     """What a user reads on stderr: progress bars and paths of written files left out."""
     lines = result.stderr.replace("\r", "\n").splitlines()
-    return [line for line in lines if line.strip() and "img/s" not in line and "wrote" not in line]
+    hidden = ("img/s", "s/img", "wrote")  # a bar turns its rate over where a photo takes a second
+    return [line for line in lines if line.strip() and not any(word in line for word in hidden)]
 
 
 def make_photo(path: Path, label: int = 0, size=(48, 40), seed: int = 0) -> Path:

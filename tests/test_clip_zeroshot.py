@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
-from utils import UserError, run
+from utils import UserError
 
 import numpy as np
 import pytest
-from conftest import OFFLINE, ROOT, error_lines, make_folder, make_photo, run_script
+from conftest import (
+    ROOT,
+    bash,
+    copy_project,
+    error_lines,
+    inside,
+    make_folder,
+    make_photo,
+    run_script,
+)
 from PIL import Image
 from test_clip import LONG, cache, clip_file, hub_clip, write_clip  # noqa: F401
 from test_p2_score import coco
@@ -31,20 +36,6 @@ from models.clip import open_clip
 SCRIPT = "clip_zeroshot.py"
 CPU = ["--device", "cpu", "--precision", "fp32"]
 NAMES = {"0": "red_thing", "1": "dog", "2": "palm tree"}
-
-
-def inside(module, *words, capsys):
-    """A command in this process, which has torch already: status, stdout, lines of stderr."""
-    parser = module.make_parser()
-
-    def main():
-        args = parser.parse_args([str(word) for word in words])
-        return args.run(args)
-
-    with pytest.raises(SystemExit) as exit:
-        run(main)
-    captured = capsys.readouterr()
-    return exit.value.code, captured.out, error_lines(SimpleNamespace(stderr=captured.err))
 
 
 def read_csv(path):
@@ -422,23 +413,12 @@ def test_help_shows_every_option_with_its_default(command, capsys):
 # --- hw3_1.sh -----------------------------------------------------------------------------------
 
 
-def bash(house, *words, cwd, **environment):
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    return subprocess.run(["bash", str(house / "hw3_1.sh"), *map(str, words)], cwd=cwd,
-                          env={**os.environ, **OFFLINE, "PATH": path, **environment},
-                          capture_output=True, text=True, timeout=300)
-
-
 def test_hw3_1_labels_by_names(tmp_path):
-    # A copy of the house with a tiny CLIP in the shipped one's place.
-    house = tmp_path / "the house"
-    shutil.copytree(ROOT, house, ignore=lambda folder, names: [
-        name for name in names if name.startswith(".") or name in (
-            "ckpt", "runs", "tests", "docs", "samples", "benchmarks", "__pycache__")])
+    house = copy_project(tmp_path / "the house")
     file = write_clip(house / "ckpt" / "clip_vit_tiny.safetensors")
     folder = make_folder(tmp_path / "my photos", 2)
     names = write_names(tmp_path / "id 2 label.json", {"9": "palm tree", "4": "red_thing"})
-    result = bash(house, "my photos", names.name, "new folder/out.csv", cwd=tmp_path)
+    result = bash(house / "hw3_1.sh", "my photos", names.name, "new folder/out.csv", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     paths = data.list_images(folder)
     from utils import resolve_precision
@@ -453,7 +433,7 @@ def test_hw3_1_labels_by_names(tmp_path):
 
 def test_hw3_1_says_that_no_clip_ships_yet(tmp_path):
     names = write_names(tmp_path / "n.json", {"3": "horse", "1": "dog", "2": "sheep"})
-    result = bash(ROOT, ROOT / "samples" / "scenes", names, "o.csv", cwd=tmp_path)
+    result = bash(ROOT / "hw3_1.sh", ROOT / "samples" / "scenes", names, "o.csv", cwd=tmp_path)
     assert result.returncode == 1 and "no CLIP ships with this version yet" in result.stderr
     assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "o.csv").exists()
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, error_lines, make_folder, make_photo, run_script, write_classifier
+from conftest import (
+    TINY,
+    error_lines,
+    make_folder,
+    make_photo,
+    run_inside,
+    run_script,
+    write_classifier,
+)
 from PIL import Image
 
 import data
+import p1_attn_map
 import p1_pos_embed_vis as positions
 from metrics import faithfulness
 from models import attention
@@ -21,20 +31,27 @@ MAP, POSITIONS = "p1_attn_map.py", "p1_pos_embed_vis.py"
 CPU = ["--device", "cpu", "--precision", "fp32"]
 
 
+@pytest.fixture
+def here(capsys):
+    """As ``run_script(MAP, …)``, in this process."""
+    return partial(run_inside, p1_attn_map, capsys=capsys)
+
+
 # --- attention maps -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["last", "rollout", "relevance"])
-def test_each_photo_has_its_own_map_and_figure(tmp_path, photos, checkpoint, method):
-    result = run_script(MAP, "--images", photos, "--output", tmp_path, "--checkpoint", checkpoint,
-                        "--method", method, "--npz", tmp_path / "maps.npz", "--batch-size", "5",
-                        *CPU)
+def test_each_photo_has_its_own_map_and_figure(tmp_path, photos, checkpoint, here, method):
+    run = partial(run_script, MAP) if method == "last" else here
+    result = run("--images", photos, "--limit", "3", "--output", tmp_path, "--checkpoint",
+                 checkpoint, "--method", method, "--npz", tmp_path / "maps.npz", "--batch-size",
+                 "2", *CPU)
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     kept = np.load(tmp_path / "maps.npz")
-    paths = data.list_images(photos)
+    paths = data.list_images(photos, 3)
     assert kept["filenames"].tolist() == [path.name for path in paths]
-    assert kept["maps"].shape == (12, 1, 2, 2) and printed["grid"] == [2, 2]
+    assert kept["maps"].shape == (3, 1, 2, 2) and printed["grid"] == [2, 2]
     classifier = load_classifier(checkpoint)
     transform = data.Transform.from_fields(classifier.preprocessing)
     for path, ours, row in zip(paths, kept["maps"], printed["images"], strict=True):
@@ -49,40 +66,39 @@ def test_each_photo_has_its_own_map_and_figure(tmp_path, photos, checkpoint, met
     assert min(Image.open(tmp_path / "sheet.png").size) > 300
 
 
-def test_heads_layers_and_files(tmp_path, photos, checkpoint):
+def test_heads_layers_and_files(tmp_path, photos, checkpoint, here):
     paths = data.list_images(photos)[:2]
-    result = run_script(MAP, "--images", *paths, "--output", tmp_path / "new" / "folder",
-                        "--checkpoint", checkpoint, "--heads", "each", "--layer", "0",
-                        "--npz", tmp_path / "maps.npz", *CPU)
+    result = here("--images", *paths, "--output", tmp_path / "new" / "folder", "--checkpoint",
+                  checkpoint, "--heads", "each", "--layer", "0", "--npz", tmp_path / "maps.npz",
+                  *CPU)
     assert result.returncode == 0, result.stderr
     heads = load_classifier(checkpoint).model.blocks[0].attn.num_heads
     assert np.load(tmp_path / "maps.npz")["maps"].shape == (2, heads, 2, 2)
     assert len(json.loads(result.stdout)["images"][0]["entropy_bits"]) == heads
 
 
-def test_any_vit_of_timms_by_name(tmp_path, photos):
-    result = run_script(MAP, "--images", photos, "--limit", "1", "--output", tmp_path,
-                        "--model", TINY, *CPU)
+def test_any_vit_of_timms_by_name(tmp_path, photos, here):
+    result = here("--images", photos, "--limit", "1", "--output", tmp_path, "--model", TINY, *CPU)
     assert result.returncode == 0, result.stderr
     assert "random weights" in result.stderr
     printed = json.loads(result.stdout)
     assert printed["grid"] == [10, 10] and printed["images"][0]["name"]
 
 
-def test_relevance_for_a_chosen_class(tmp_path, photos, checkpoint):
+def test_relevance_for_a_chosen_class(tmp_path, photos, checkpoint, here):
     maps = []
     for name in ("0", "name 1"):
-        result = run_script(MAP, "--images", photos, "--limit", "2", "--output", tmp_path,
-                            "--checkpoint", checkpoint, "--method", "relevance", "--class", name,
-                            "--npz", tmp_path / "maps.npz", *CPU)
+        result = here("--images", photos, "--limit", "1", "--output", tmp_path, "--checkpoint",
+                      checkpoint, "--method", "relevance", "--class", name, "--npz",
+                      tmp_path / "maps.npz", *CPU)
         assert result.returncode == 0, result.stderr
         maps.append(np.load(tmp_path / "maps.npz")["maps"])
     assert np.abs(maps[0] - maps[1]).max() > 1e-4
 
 
-def test_faithfulness_compares_every_method_with_chance(tmp_path, photos, checkpoint):
-    result = run_script(MAP, "--images", photos, "--limit", "3", "--output", tmp_path,
-                        "--checkpoint", checkpoint, "--faithfulness", *CPU)
+def test_faithfulness_compares_every_method_with_chance(tmp_path, photos, checkpoint, here):
+    result = here("--images", photos, "--limit", "3", "--output", tmp_path, "--checkpoint",
+                  checkpoint, "--faithfulness", *CPU)
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     assert set(printed["area_under_curve"]) == {"last", "rollout", "relevance", "random"}
@@ -119,26 +135,34 @@ def test_deletion_of_a_model_that_uses_one_patch():
     (["--images", "twins"], 1, "would both be a"),
     (["--images", "photos", "--output", "file"], 1, "cannot write"),
     (["--images", "photos", "--model", "vit_small_patch16_dinov3"], 1, "rotary positions"),
-    (["--images", "photos", "--model", TINY, "--pretrained"], 1, "could not fetch"),
 ])
-def test_bad_input_gets_one_line(tmp_path, checkpoint, words, status, message):
+def test_bad_input_gets_one_line(
+        tmp_path, checkpoint, here, monkeypatch, words, status, message):
+    monkeypatch.chdir(tmp_path)
     make_folder(tmp_path / "photos", 1)
     for name in ("a.png", "a.jpg"):
         make_photo(tmp_path / "twins" / name)
     (tmp_path / "file").write_text("")
     if "--model" not in words:
         words = [*words, "--checkpoint", str(checkpoint)]
-    result = run_script(MAP, *words, cwd=tmp_path, HF_HUB_CACHE=str(tmp_path / "cache"))
+    result = here(*words)
     assert result.returncode == status, result.stderr
     lines = error_lines(result)
     assert len(lines) == 1 and message in lines[0], result.stderr
 
 
-def test_unreadable_photos_are_named(tmp_path, checkpoint):
+def test_weights_that_only_the_network_has(tmp_path, photos):
+    result = run_script(MAP, "--images", photos, "--model", TINY, "--pretrained", cwd=tmp_path,
+                        HF_HUB_CACHE=str(tmp_path / "cache"))
+    assert result.returncode == 1, result.stderr
+    assert len(error_lines(result)) == 1 and "could not fetch" in result.stderr
+
+
+def test_unreadable_photos_are_named(tmp_path, checkpoint, here):
     folder = make_folder(tmp_path / "photos", 1)
     (folder / "bad.jpg").write_text("text")
-    result = run_script(MAP, "--images", folder, "--output", tmp_path / "out",
-                        "--checkpoint", checkpoint, *CPU)
+    result = here("--images", folder, "--output", tmp_path / "out", "--checkpoint", checkpoint,
+                  *CPU)
     assert result.returncode == 3 and "bad.jpg: not an image" in result.stderr
     assert len(json.loads(result.stdout)["images"]) == 3
 
@@ -195,7 +219,7 @@ def test_a_fixed_sine_cosine_embedding_has_the_cross():
     assert numbers["same_row"] > numbers["elsewhere"] < numbers["same_column"]
 
 
-def test_tiles_of_one_model_and_of_several(tmp_path, checkpoint):
+def test_tiles_of_one_model_and_of_several(tmp_path, checkpoint, capsys):
     wide = write_classifier(tmp_path / "wide.safetensors", image_size=48)
     result = run_script(POSITIONS, "--checkpoint", checkpoint, "--checkpoint", wide, "--model",
                         "sincos2d", "--output", tmp_path / "three.png")
@@ -204,8 +228,8 @@ def test_tiles_of_one_model_and_of_several(tmp_path, checkpoint):
     assert {name: row["grid"] for name, row in printed.items()} == {
         "tiny": [2, 2], "wide": [3, 3], "sincos2d": [2, 2]}
     three = Image.open(tmp_path / "three.png")
-    result = run_script(POSITIONS, "--checkpoint", wide, "--npz", tmp_path / "s.npz",
-                        "--output", tmp_path / "one.png")
+    run_inside(positions, "--checkpoint", wide, "--npz", tmp_path / "s.npz", "--output",
+               tmp_path / "one.png", capsys=capsys)
     assert three.width > Image.open(tmp_path / "one.png").width
     kept = np.load(tmp_path / "s.npz")
     assert kept["grid"].tolist() == [3, 3]
@@ -234,13 +258,20 @@ def test_the_tile_of_a_patch_is_at_its_place_with_one_scale(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("words, status, message", [
     (["--model", "vit_small_patch16_dinov3"], 1, "vit_small_patch16_dinov3 is a Eva with rotary"),
-    (["--model", "nobody"], 1, "timm knows no vision transformer nobody"),
     (["--checkpoint", "gone.safetensors"], 1, "gone.safetensors does not exist"),
-    (["--model", "sincos2d", "--model", "sincos2d", "--npz", "x.npz"], 1, "one model"),
+    (["--model", "nobody"], 1, "timm knows no vision transformer nobody"),
     (["--tiles"], 2, "--tiles"),
 ])
-def test_positions_bad_input_gets_one_line(tmp_path, words, status, message):
-    result = run_script(POSITIONS, *words, cwd=tmp_path)
+def test_positions_bad_input_gets_one_line(tmp_path, capsys, monkeypatch, words, status, message):
+    monkeypatch.chdir(tmp_path)
+    result = run_inside(positions, *words, "--output", "o.png", capsys=capsys)
     assert result.returncode == status, result.stderr
     assert len(error_lines(result)) == 1 and message in result.stderr
-    assert not list(tmp_path.glob("*.png"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_model_at_a_time_has_its_arrays_kept(tmp_path):
+    result = run_script(POSITIONS, "--model", "sincos2d", "--model", "sincos2d", "--npz", "x.npz",
+                        cwd=tmp_path)
+    assert result.returncode == 1 and not list(tmp_path.iterdir())
+    assert len(error_lines(result)) == 1 and "one model" in result.stderr

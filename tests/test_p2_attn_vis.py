@@ -7,17 +7,22 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-
-import utils
 
 import numpy as np
 import pytest
 import tokenizers
 import torch
-from conftest import OFFLINE, ROOT, TINY, error_lines, make_photo, run_script, write_classifier
+from conftest import (
+    TINY,
+    bash,
+    copy_project,
+    error_lines,
+    make_photo,
+    run_inside,
+    run_script,
+    write_classifier,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from test_decoding import END, biased, memory_of
@@ -69,25 +74,12 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def here(capsys, checkpoint):
-    """As ``run_script``, in this process: to import torch anew for every run takes minutes."""
+    """As ``run_script(SCRIPT, …)`` with the captioner above, in this process."""
     def run(*words):
-        words = [*map(str, words)]
-        if "--checkpoint" not in words:
-            words += ["--checkpoint", str(checkpoint)]
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-            patch.setattr(sys, "argv", [SCRIPT, *words, *CPU])
-            utils.run(p2_attn_vis.main)
-        return subprocess.CompletedProcess(words, end.value.code, *capsys.readouterr())
+        given = [] if "--checkpoint" in words else ["--checkpoint", checkpoint]
+        return run_inside(p2_attn_vis, *words, *given, *CPU, capsys=capsys)
 
     return run
 
@@ -616,19 +608,11 @@ def test_an_interrupted_run_leaves_nothing_half_written(tmp_path, folder, here, 
 
 
 def test_hw3_2_draws_into_a_folder(tmp_path, checkpoint):
-    project = tmp_path / "my project"  # a copy, whose captioner is the tiny one
-    for pattern in ("*.py", "*.sh", "models/*.py", "metrics/*.py"):
-        for file in ROOT.glob(pattern):
-            (project / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, project / file.relative_to(ROOT))
-    (project / "ckpt").mkdir()
+    project = copy_project(tmp_path / "my project")
     shutil.copy(checkpoint, project / "ckpt" / "flickr8k_captioner.safetensors")
     for label, name in enumerate(["a.b.jpg", "é 1.PNG"]):
         make_photo(tmp_path / "-my photos" / name, label)
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    result = subprocess.run(
-        ["bash", str(project / "hw3_2.sh"), "-my photos", "new folder/out.d"], cwd=tmp_path,
-        env={**os.environ, **OFFLINE, "PATH": path}, capture_output=True, text=True, timeout=300)
+    result = bash(project / "hw3_2.sh", "-my photos", "new folder/out.d", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     written = sorted(path.name for path in (tmp_path / "new folder" / "out.d").iterdir())
     assert written == ["a.b.png", "é 1.png"]

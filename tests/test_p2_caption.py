@@ -8,14 +8,21 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
-
-import utils
 
 import pytest
 import torch
-from conftest import OFFLINE, ROOT, TINY, error_lines, make_photo, run_script
+from conftest import (
+    ROOT,
+    TINY,
+    bash,
+    copy_project,
+    error_lines,
+    make_photo,
+    run_inside,
+    run_script,
+)
 from test_p2_score import coco, write
 
 import data
@@ -61,20 +68,8 @@ def write_gpt2(folder: Path, change=lambda tensors: None):
 
 
 def here(capsys, *words) -> subprocess.CompletedProcess:
-    """As ``run_script``, in this process: to import torch anew for every error takes minutes."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(sys, "argv", [SCRIPT, *map(str, words)])
-        utils.run(p2_caption.main)
-    return subprocess.CompletedProcess(words, end.value.code, *capsys.readouterr())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As ``run_script`` computes: sums in another order would not be equal to the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    """As ``run_script(SCRIPT, …)``, in this process."""
+    return run_inside(p2_caption, *words, capsys=capsys)
 
 
 def read_csv(path) -> list[dict]:
@@ -105,15 +100,15 @@ def captioner(tmp_path_factory) -> Path:
     return path
 
 
-def predict(images, output, checkpoint, *words, **environment):
-    return run_script(SCRIPT, "predict", "--images", images, "--output", output, "--checkpoint",
-                      checkpoint, *CPU, *SEARCH, *words, **environment)
+def predict_words(images, output, checkpoint) -> list:
+    return ["predict", "--images", images, "--output", output, "--checkpoint", checkpoint, *CPU,
+            *SEARCH]
 
 
 # --- predict and eval ---------------------------------------------------------------------------
 
 
-def test_predict_writes_the_contracts_json_whatever_the_batch_size(tmp_path, captioner):
+def test_predict_writes_the_contracts_json_whatever_the_batch_size(tmp_path, captioner, capsys):
     # PEERS: split('.')[0] cutting a.b.jpg; glob('*.png'); caption state shared between images
     folder = tmp_path / "my photos"
     for label, name in enumerate(["a.b.jpg", "SHOUT.PNG", "0_0.webp", "été 犬.bmp"]):
@@ -122,8 +117,8 @@ def test_predict_writes_the_contracts_json_whatever_the_batch_size(tmp_path, cap
         file.write((folder / "SHOUT.PNG").read_bytes())
     output = tmp_path / "made" / "by us" / "out.json"
     written = []
-    for size in "13":
-        result = predict(folder, output, captioner, "--batch-size", size, PYTHONUTF8="1")
+    for run, size in ((partial(run_script, SCRIPT, PYTHONUTF8="1"), 1), (partial(here, capsys), 3)):
+        result = run(*predict_words(folder, output, captioner), "--batch-size", size)
         assert result.returncode == 0, result.stderr
         written.append(json.loads(output.read_text()))
     assert written[0] == written[1]
@@ -133,12 +128,12 @@ def test_predict_writes_the_contracts_json_whatever_the_batch_size(tmp_path, cap
     assert [path.name for path in output.parent.iterdir()] == ["out.json"]
 
 
-def test_one_beam_is_greedy_and_unreadable_photos_are_named(tmp_path, captioner):
+def test_one_beam_is_greedy_and_unreadable_photos_are_named(tmp_path, captioner, capsys):
     folder = tmp_path / "photos"
     good = [make_photo(folder / f"{label}.png", label) for label in range(3)]
     (folder / "cut.png").write_bytes(good[0].read_bytes()[:500])
     (folder / "text.jpg").write_text("hello")
-    result = predict(folder, tmp_path / "o.json", captioner, "--beam", "1")
+    result = here(capsys, *predict_words(folder, tmp_path / "o.json", captioner), "--beam", "1")
     assert result.returncode == 3
     cut, text = error_lines(result)
     assert cut.startswith("unreadable: ") and "cut.png" in cut and "text.jpg" in text
@@ -157,8 +152,7 @@ def test_one_beam_is_greedy_and_unreadable_photos_are_named(tmp_path, captioner)
 
 def test_eval_scores_what_predict_wrote_and_records_it(tmp_path, photos, captioner, capsys):
     file = shutil.copy(captioner, tmp_path)
-    result = here(capsys, "predict", "--images", photos, "--output", tmp_path / "o.json",
-                  "--checkpoint", file, *CPU, *SEARCH)
+    result = here(capsys, *predict_words(photos, tmp_path / "o.json", file))
     assert result.returncode == 0, result.stderr
     texts = list(json.loads((tmp_path / "o.json").read_text()).values())
     references = captions_of(photos)
@@ -255,11 +249,11 @@ def test_another_training_is_not_resumed(trained, photos, capsys, other):
 @pytest.mark.parametrize("out, words, tuned", [
     ("cider", ["--objective", "cider", "--samples", "2"], False),
     ("tuned", ["--encoder-lr", "0.1", "--augment", "flip"], True)])
-def test_a_captioner_is_trained_further(trained, photos, out, words, tuned):
+def test_a_captioner_is_trained_further(trained, photos, capsys, out, words, tuned):
     stored = {path: path.stat().st_mtime_ns for path in (trained / "features").iterdir()}
     before, after = (trained / name / "best.safetensors" for name in ("xe", out))
-    result = run_script(SCRIPT, *training_words(photos, trained, "--out", trained / out, "--epochs",
-                                                "1", "--checkpoint", before, *words))
+    result = here(capsys, *training_words(photos, trained, "--out", trained / out, "--epochs", "1",
+                                          "--checkpoint", before, *words))
     assert result.returncode == 0, result.stderr
     assert "val_CIDEr" in read_csv(trained / out / "history.csv")[0]
     assert (weights(before, "encoder.") != weights(after, "encoder.")) == tuned
@@ -268,9 +262,9 @@ def test_a_captioner_is_trained_further(trained, photos, out, words, tuned):
         path: path.stat().st_mtime_ns for path in (trained / "features").iterdir()}
 
 
-def test_training_starts_from_the_courses_gpt2_file(tmp_path, photos):
+def test_training_starts_from_the_courses_gpt2_file(tmp_path, photos, capsys):
     model, tokenizer = write_gpt2(tmp_path / "gpt2")
-    result = run_script(SCRIPT, *training_words(
+    result = here(capsys, *training_words(
         photos, tmp_path, "--out", tmp_path / "out", "--decoder",
         tmp_path / "gpt2" / "decoder_model.bin", "--model", TINY, "--epochs", "1", "--lr", "0"))
     assert result.returncode == 0, result.stderr
@@ -396,19 +390,8 @@ def test_a_file_name_may_hold_a_folder(yard, capsys, monkeypatch):
 # --- hw3_2.sh -----------------------------------------------------------------------------------
 
 
-def bash(script: Path, *words, cwd):
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    return subprocess.run(["bash", str(script), *words], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, **OFFLINE, "PATH": path}, timeout=300)
-
-
 def test_hw3_2_works_from_anywhere(tmp_path, captioner):
-    project = tmp_path / "my project"  # a copy, whose captioner is the tiny one
-    for pattern in ("*.py", "*.sh", "models/*.py", "metrics/*.py"):
-        for file in ROOT.glob(pattern):
-            (project / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, project / file.relative_to(ROOT))
-    (project / "ckpt").mkdir()
+    project = copy_project(tmp_path / "my project")
     shutil.copy(captioner, project / "ckpt" / "flickr8k_captioner.safetensors")
     for label, name in enumerate(["a.b.jpg", "é 1.PNG"]):
         make_photo(tmp_path / "my photos" / name, label)

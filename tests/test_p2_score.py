@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, error_lines, run_script
+from conftest import ROOT, error_lines, run_inside, run_script
 
+import p2_caption
 from captions import match_predictions
 from metrics.captions import score_captions
 
@@ -34,16 +36,23 @@ REFERENCES = {"a.b.jpg": ["a dog runs on grass", "The dog runs."], "c.JPG": ["tw
 PREDICTIONS = {"a.b": "a dog runs", "c": "two men", "d": "a ball."}
 
 
-def score(folder, predictions, references, *words):
-    return run_script(SCRIPT, "score", "--predictions", write(folder / "p.json", predictions),
-                      "--captions", write(folder / "v.json", references), *words, cwd=folder)
+@pytest.fixture
+def here(capsys):
+    """As ``run_script(SCRIPT, …)``, in this process."""
+    return partial(run_inside, p2_caption, capsys=capsys)
+
+
+def score(run, folder, predictions, references, *words):
+    return run("score", "--predictions", write(folder / "p.json", predictions), "--captions",
+               write(folder / "v.json", references), *words)
 
 
 @pytest.mark.parametrize("rename", [lambda name: name, lambda name: name + ".jpg"])
 def test_names_match_with_and_without_extension(tmp_path, rename):
     # PEERS: split('.')[0] cutting a.b.jpg; the last annotation dropped by [:-1]
-    result = score(tmp_path, {rename(name): text for name, text in PREDICTIONS.items()},
-                   coco(REFERENCES), "--per-image", "out/each.csv", "--bootstrap", "50")
+    result = score(partial(run_script, SCRIPT), tmp_path,
+                   {rename(name): text for name, text in PREDICTIONS.items()}, coco(REFERENCES),
+                   "--per-image", tmp_path / "out" / "each.csv", "--bootstrap", "50")
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     expected, _, per_image = score_captions(list(PREDICTIONS.values()), list(REFERENCES.values()))
@@ -60,13 +69,13 @@ def test_a_dot_in_a_name_is_no_extension():
         ("a.b", "a.b"), ("a", "a")]
 
 
-def test_an_empty_caption_is_scored(tmp_path):
-    result = score(tmp_path, {**PREDICTIONS, "c": ""}, coco(REFERENCES))
+def test_an_empty_caption_is_scored(tmp_path, here):
+    result = score(here, tmp_path, {**PREDICTIONS, "c": ""}, coco(REFERENCES))
     assert result.returncode == 0 and json.loads(result.stdout)["metrics"]["CIDEr"] >= 0
 
 
-def test_allow_missing_scores_what_both_have(tmp_path):
-    result = score(tmp_path, {"a.b": "a dog", "c": "men", "other": "x"}, coco(REFERENCES),
+def test_allow_missing_scores_what_both_have(tmp_path, here):
+    result = score(here, tmp_path, {"a.b": "a dog", "c": "men", "other": "x"}, coco(REFERENCES),
                    "--allow-missing")
     assert result.returncode == 0
     printed = json.loads(result.stdout)
@@ -103,8 +112,8 @@ NUMBER["annotations"][0]["caption"] = 7
     (PREDICTIONS, {"images": [{"id": 1}], "annotations": []}, "lacks 'file_name'"),
     ({"d": "x", "d.png": "y"}, coco({"d.png": ["y"]}), "are of one image"),
 ])
-def test_bad_files_get_one_line(tmp_path, predictions, references, message):
-    result = score(tmp_path, predictions, references, "--per-image", "each.csv")
+def test_bad_files_get_one_line(tmp_path, here, predictions, references, message):
+    result = score(here, tmp_path, predictions, references, "--per-image", tmp_path / "each.csv")
     assert result.returncode == 1
     lines = error_lines(result)
     assert len(lines) == 1 and message in lines[0], result.stderr

@@ -15,8 +15,9 @@ from utils import UserError
 
 import pytest
 import torch
-from conftest import OFFLINE, ROOT, TINY, make_folder, run_script
+from conftest import ROOT, TINY, finished, make_folder, run_inside, run_script
 
+import p1_vit_classify
 import training
 
 
@@ -172,26 +173,23 @@ def test_a_finished_training_is_neither_overwritten_nor_mixed_with_another(tmp_p
 
 # --- as a user runs it --------------------------------------------------------------------------
 
-HARD = ["--model", TINY, "--image-size", "32", "--epochs", "3", "--batch-size", "8",
+SCRIPT, CPU = "p1_vit_classify.py", ["--device", "cpu", "--precision", "fp32"]
+HARD = ["--model", TINY, "--image-size", "32", "--epochs", "2", "--batch-size", "8",
         "--augment", "rand", "flip", "--mixup", "0.4", "--ema", "0.9", "--optimizer", "sam",
-        "--sam-base", "adamw", "--workers", "2", "--drop-path", "0.1", "--device", "cpu"]
+        "--sam-base", "adamw", "--drop-path", "0.1", "--device", "cpu"]
 
 
-def train_words(folder, out, *more):
-    return ["p1_vit_classify.py", "train", "--train", folder, "--val", folder, "--out", out, *more]
-
-
-def test_a_killed_run_resumes_to_exactly_the_same_weights(tmp_path):
+def test_a_killed_run_resumes_to_exactly_the_same_weights(tmp_path, capsys):
     folder = make_folder(tmp_path / "photos", 24)
-    whole = run_script(*train_words(folder, tmp_path / "whole", *HARD))
+    words = ["train", "--train", folder, "--val", folder, *HARD, "--out"]
+    whole = run_inside(p1_vit_classify, *words, tmp_path / "whole", "--workers", "0", capsys=capsys)
     assert whole.returncode == 0, whole.stderr
 
-    words = [sys.executable, *map(str, train_words(folder, tmp_path / "killed", *HARD))]
-    words[1] = str(ROOT / words[1])
-    process = subprocess.Popen(words, env={**os.environ, **OFFLINE}, stderr=subprocess.PIPE,
-                               start_new_session=True)
+    words += [tmp_path / "killed", "--workers", "2"]
+    process = subprocess.Popen([sys.executable, str(ROOT / SCRIPT), *map(str, words)],
+                               stderr=subprocess.PIPE, start_new_session=True)
     seen = b""
-    while b"epoch 2/3" not in seen:  # the bar of the second epoch has appeared
+    while b"epoch 2/2" not in seen:  # the bar of the second epoch has appeared
         read = os.read(process.stderr.fileno(), 4096)
         assert read, seen.decode()
         seen += read
@@ -201,7 +199,7 @@ def test_a_killed_run_resumes_to_exactly_the_same_weights(tmp_path):
     with open(tmp_path / "killed" / "history.csv") as file:
         assert len(list(csv.DictReader(file))) == 1, "it was killed in its second epoch"
 
-    resumed = run_script(*train_words(folder, tmp_path / "killed", *HARD, "--resume"))
+    resumed = run_script(SCRIPT, *words, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "after epoch 1" in resumed.stderr
     states = [torch.load(tmp_path / name / "last.pt", weights_only=True)
@@ -230,23 +228,22 @@ p1_vit_classify.run(p1_vit_classify.main)
 """
 
 
-def test_two_processes_train_one_model(tmp_path):
-    train_folder = make_folder(tmp_path / "train", 8)
+def test_two_processes_train_one_model(tmp_path, capsys):
+    train_folder = make_folder(tmp_path / "train", 4)
     val_folder = make_folder(tmp_path / "val", 3, seed=1)  # 9 photos do not divide by 2
     (tmp_path / "spy.py").write_text(SPY)
     options = ["--model", TINY, "--image-size", "32", "--epochs", "2", "--batch-size", "8",
-               "--lr", "1e-3", "--val", val_folder, "--device", "cpu", "--precision", "fp32"]
+               "--lr", "1e-3", "--val", val_folder, "--workers", "0", *CPU]
     words = ["train", "--train", train_folder, *options]
-    together = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(tmp_path / "spy.py"), *map(str, words), "--out", str(tmp_path / "two")],
-        env={**os.environ, **OFFLINE, "PYTHONPATH": str(ROOT), "SPY_OUT": str(tmp_path)},
-        capture_output=True, text=True, timeout=300)
+    together = finished(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        tmp_path / "spy.py", *words, "--out", tmp_path / "two", PYTHONPATH=str(ROOT),
+        SPY_OUT=str(tmp_path))
     assert together.returncode == 0, together.stderr
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
 
-    alone = run_script("p1_vit_classify.py", *words, "--out", tmp_path / "one")
+    alone = run_inside(p1_vit_classify, *words, "--out", tmp_path / "one", capsys=capsys)
     assert alone.returncode == 0, alone.stderr
     histories = []
     for name in ("two", "one"):
@@ -257,8 +254,8 @@ def test_two_processes_train_one_model(tmp_path):
         for key in ("train_loss", "val_loss"):
             assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-3)
 
-    judged = run_script("p1_vit_classify.py", "eval", "--images", val_folder, "--precision", "fp32",
-                        "--checkpoint", tmp_path / "two" / "last.safetensors", "--device", "cpu")
+    judged = run_inside(p1_vit_classify, "eval", "--images", val_folder, "--checkpoint",
+                        tmp_path / "two" / "last.safetensors", *CPU, capsys=capsys)
     result = json.loads(judged.stdout)
     assert result["total"] == 9
     assert result["correct"] == int(histories[0][-1]["val_correct"])
