@@ -1,4 +1,4 @@
-# make demo   labels, captions and explains the photos in samples/ with the shipped checkpoints
+# make demo   labels, names, captions and explains the photos in samples/ with the shipped checkpoints
 # make test   ruff and the test suite
 # Both make .venv and install what they need; nothing but Python 3.10+ and make is required.
 
@@ -10,9 +10,10 @@ BIN := .venv/bin
 demo: .venv/installed
 	@mkdir -p runs/demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_1.sh samples runs/demo/labels.csv
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_1.sh samples/scenes samples/scenes/id2label.json runs/demo/names.csv
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_2.sh samples/scenes runs/demo/captions.json
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_2.sh samples/scenes runs/demo/words > runs/demo/words.json
-	@echo "The labels: $(CURDIR)/runs/demo/labels.csv"
+	@echo "The labels: $(CURDIR)/runs/demo/labels.csv, and by name: $(CURDIR)/runs/demo/names.csv"
 	@echo "The captions: $(CURDIR)/runs/demo/captions.json"
 	@echo "What each word looked at, for example: $(CURDIR)/runs/demo/words/photographer.png"
 

@@ -27,17 +27,12 @@ import data
 from metrics.clipscore import WEIGHT, clipscore
 from models.clip import Clip, open_clip
 
-CHECKPOINT = Path(__file__).resolve().parent / "ckpt" / "clip_vit_tiny.safetensors"
 BATCH = {"cpu": 16, "cuda": 256}
 Unreadable = list[tuple[Path, str]]
 
 
 def prepare_clip(source: str | Path, args) -> Clip:
     """The model, on the device of ``args``, whose "auto" and batch size are filled in."""
-    if Path(source) == CHECKPOINT and not CHECKPOINT.exists():
-        raise UserError("no CLIP ships with this version yet: give --model a name on the hub "
-                        "(openai/clip-vit-base-patch32), a folder that transformers wrote, or a "
-                        "file that clip_zeroshot.py train made")
     resolve_run_options(args)
     args.batch_size = args.batch_size or BATCH[args.device]
     return open_clip(source).to(args.device)
