@@ -3,19 +3,21 @@ training on CIDEr, and language modelling. Between the scripts and the rooms, as
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from utils import UserError, autocast
+from utils import UserError, autocast, warn
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 import data
+import training
 from captioning import caption_features, caption_images, patch_features
 from metrics.captions import score_captions
 from metrics.cider import CiderReward
@@ -222,3 +224,30 @@ def language_task(
 
     return Task(Texts(base, texts), parameter_groups(base, args.weight_decay),
                 lambda batch: batch, loss, validate, save, select="val_log_likelihood")
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+FILES = ("images", "captions", "val_captions", "checkpoint", "base", "decoder", "weights")
+
+
+def describe_training(args, trained_on: dict) -> dict:
+    """What a checkpoint keeps of how it was trained: of each path, its name alone."""
+    def bare(value):
+        return [bare(word) for word in value] if isinstance(value, list) else Path(value).name
+
+    recipe = {key: bare(value) if key in FILES and value else value
+              for key, value in vars(args).items()
+              if key not in ("run", "command", "out", "val_images", "features", "resume", "about")}
+    return {"recipe": recipe, "trained_on": trained_on, "about": args.about}
+
+
+def fit_recipe(model: nn.Module, task: Task, settings: dict, args) -> list[dict]:
+    """``training.fit`` by the options of a command line; ``settings`` are what a resume must
+    repeat."""
+    recipe = training.Recipe(**{field.name: getattr(args, field.name)
+                                for field in dataclasses.fields(training.Recipe)})
+    task.settings = {key: value for key, value in settings.items() if not hasattr(recipe, key)}
+    history = training.fit(model, task, recipe, Path(args.out), args.resume)
+    warn(f"wrote best.safetensors, last.safetensors and history.csv into {args.out}")
+    return history

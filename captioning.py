@@ -14,11 +14,20 @@ import numpy as np
 import torch
 
 import data
-from models.captioner import Captioner, Memory
-from models.checkpoint import digest
+from models.captioner import Captioner, Memory, load_captioner
+from models.checkpoint import digest, read_tensors
 from models.decoding import Search, generate
+from models.peft import load_peft
 
+BASE = Path(__file__).resolve().parent / "ckpt" / "captioner_base.safetensors"
 BATCH = {"cpu": 32, "cuda": 128}
+
+
+def open_captioner(path: str | Path) -> Captioner:
+    """A captioner's file, or a PEFT one over the base that ships; in eval mode."""
+    if read_tensors(path)[1].get("kind") == "peft":
+        return load_peft(path, load_captioner(BASE, "base"), f"--base {BASE}")
+    return load_captioner(path)
 
 
 def search_from(args) -> Search:

@@ -69,6 +69,19 @@ def captioned_images(
             (kept[i * len(kept) // limit] for i in range(limit))}
 
 
+def training_photos(args) -> tuple[dict[Path, list[str]], dict[Path, list[str]]]:
+    """(photos to learn, photos that choose the best epoch), each image file with its captions, by
+    the options of ``utils.add_photo_options``."""
+    images = captioned_images(args.images, args.captions, args.limit)
+    if args.val_captions:
+        val = captioned_images(args.val_images or args.images, args.val_captions)
+    else:
+        images, val = map(dict, hold_out(list(images.items()), args.hold_out))
+    if len(val) < 2:
+        raise UserError("CIDEr needs two images or more to validate on")
+    return images, val
+
+
 def hold_out(items: Sequence, count: int) -> tuple[list, list]:
     """(the rest, ``count`` of ``items`` spread evenly over them), the same ones every time."""
     if count >= len(items):

@@ -72,6 +72,26 @@ def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
     save(figure, path)
 
 
+def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
+    """Training loss, and CIDEr on photos held out, by epoch for each named history (rows of
+    ``training.fit``); a ring marks the epoch of the highest CIDEr."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+    for number, (name, history) in enumerate(histories.items()):
+        style = {"color": LINES[number % len(LINES)]}
+        for cell, quantity in zip(axes, ("train_loss", "val_CIDEr"), strict=True):
+            cell.plot([row["epoch"] for row in history], [row[quantity] for row in history],
+                      "os^Dv"[number % 5] + "-", markersize=3, label=name, **style)
+        best = max(history, key=lambda row: row["val_CIDEr"])
+        axes[1].plot(best["epoch"], best["val_CIDEr"], "o", markersize=9, fillstyle="none", **style)
+    for cell, title in zip(axes, ("Training loss", "CIDEr on photos held out (ring: the best)"),
+                           strict=True):
+        cell.set(xlabel="epoch", title=title)
+        cell.xaxis.set_major_locator(MaxNLocator(integer=True))
+        cell.grid(alpha=0.3)
+    axes[1].legend(fontsize=8)
+    save(figure, path)
+
+
 def confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:
     """Counts (classes, classes), row the true class; the diagonal is left out of the colour scale
     so that the confusions can be seen."""

@@ -260,11 +260,10 @@ def main():
     check_outputs(paths, args)
     resolve_run_options(args)
 
-    from captioning import BATCH
-    from models.captioner import load_captioner
+    from captioning import BATCH, open_captioner
 
     args.batch_size = args.batch_size or BATCH[args.device]
-    captioner = load_captioner(args.checkpoint)
+    captioner = open_captioner(args.checkpoint)
     captioner.check_layer(args.layer)
     texts = given_captions(captioner, paths, args.captions) if args.captions else None
     result = {"checkpoint": str(args.checkpoint), "layer": args.layer, "heads": args.heads,

@@ -32,6 +32,7 @@ from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
     UserError,
+    add_photo_options,
     add_recipe_options,
     add_run_options,
     add_search_options,
@@ -59,7 +60,6 @@ HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "ckpt" / "flickr8k_captioner.safetensors"
 CLIP = HERE / "ckpt" / "clip_vit_tiny.safetensors"
 SHOWN = 20  # captions that are printed; the JSON has all
-FILES = ("images", "captions", "val_captions", "checkpoint", "decoder", "weights")
 FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
 
 # --- commands -----------------------------------------------------------------------------------
@@ -178,17 +178,11 @@ def train(args):
     import torch
 
     import training
-    from caption_training import caption_task
+    from caption_training import caption_task, describe_training, fit_recipe
     from captioning import search_from
     from models.captioner import save_captioner
 
-    images = captions.captioned_images(args.images, args.captions, args.limit)
-    if args.val_captions:
-        val = captions.captioned_images(args.val_images or args.images, args.val_captions)
-    else:
-        images, val = map(dict, captions.hold_out(list(images.items()), args.hold_out))
-    if len(val) < 2:
-        raise UserError("CIDEr needs two images or more to validate on")
+    images, val = captions.training_photos(args)
     training.check_out(args.out, args.resume)
     data.check_images([*images, *val])
     resolve_run_options(args)
@@ -206,7 +200,7 @@ def train(args):
         save_captioner(path, model, **about, metrics=row)
 
     task = caption_task(captioner, images, val, search_from(args), save, args)
-    return fit(training, captioner, task, about["recipe"], args)
+    return fit_recipe(captioner, task, about["recipe"], args)
 
 
 def pretrain(args):
@@ -214,7 +208,7 @@ def pretrain(args):
     import torch
 
     import training
-    from caption_training import language_task
+    from caption_training import describe_training, fit_recipe, language_task
     from models.captioner import save_captioner
 
     texts = [text for path in args.captions for text in captions.read_texts(path)]
@@ -232,7 +226,7 @@ def pretrain(args):
         save_captioner(path, model, **about, metrics=row)
 
     task = language_task(base, texts, val_texts, save, args)
-    return fit(training, base, task, about["recipe"], args)
+    return fit_recipe(base, task, about["recipe"], args)
 
 
 def blend(args):
@@ -251,18 +245,18 @@ def blend(args):
 
 
 def open_captioner(args):
-    from captioning import BATCH
-    from models.captioner import load_captioner
+    import captioning
 
     resolve_run_options(args)
-    args.batch_size = args.batch_size or BATCH[args.device]
-    return load_captioner(args.checkpoint)
+    args.batch_size = args.batch_size or captioning.BATCH[args.device]
+    return captioning.open_captioner(args.checkpoint)
 
 
 def starting_point(args, captions):
     """The captioner that training starts from: a checkpoint's weights, public GPT-2 weights, or
     a fresh decoder with a tokenizer made of ``captions``."""
     from models.captioner import gpt2_base, load_captioner, see
+    from models.vit import build_vit
 
     taken = ["weights", "pretrained", *FRESH_DECODER] if args.checkpoint else [*FRESH_DECODER]
     unused = [name for name in taken if getattr(args, name)]
@@ -272,7 +266,8 @@ def starting_point(args, captions):
     if args.checkpoint:
         base = load_captioner(args.checkpoint, "base", "captioner")
     elif args.decoder:
-        base = gpt2_base(args.model, args.decoder, pretrained=args.pretrained, weights=args.weights)
+        vit = build_vit(args.model, args.pretrained, args.weights)
+        base = gpt2_base(vit, args.decoder)
     else:
         base = fresh_base(args, [text for texts in captions for text in texts])
     return see(base, args.dropout)
@@ -294,31 +289,11 @@ def fresh_base(args, texts):
                            weights=args.weights)
 
 
-def describe_training(args, trained_on):
-    """What a checkpoint keeps of how it was trained: of each path, its name alone."""
-    def bare(value):
-        return [bare(word) for word in value] if isinstance(value, list) else Path(value).name
-
-    recipe = {key: bare(value) if key in FILES and value else value
-              for key, value in vars(args).items()
-              if key not in ("run", "command", "out", "val_images", "features", "resume", "about")}
-    return {"recipe": recipe, "trained_on": trained_on, "about": args.about}
-
-
 def describe_checkpoint(path):
     from models.checkpoint import read_tensors
 
     metadata = read_tensors(path)[1]
     return {key: metadata[key] for key in ("recipe", "trained_on") if key in metadata}
-
-
-def fit(training, model, task, settings, args):
-    recipe = training.Recipe(**{field.name: getattr(args, field.name)
-                                for field in dataclasses.fields(training.Recipe)})
-    task.settings = {key: value for key, value in settings.items() if not hasattr(recipe, key)}
-    history = training.fit(model, task, recipe, Path(args.out), args.resume)
-    warn(f"wrote best.safetensors, last.safetensors and history.csv into {args.out}")
-    return history
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -409,31 +384,17 @@ def make_parser():
 
     training = add("train", train, "train a captioner, or train one further")
     add_run_options(training, 64)
-    training.add_argument("--images", required=True, metavar="DIR", help="photos to train on")
-    training.add_argument("--captions", required=True, metavar="JSON",
-                          help="their captions, in COCO's format")
-    training.add_argument("--val-images", metavar="DIR", help="default: --images")
-    training.add_argument("--val-captions", metavar="JSON",
-                          help="chooses the best epoch (default: photos of --captions, held out)")
-    training.add_argument("--hold-out", type=positive_int, default=400, metavar="N",
-                          help="photos to hold out where there is no --val-captions")
+    add_photo_options(training)
     start = training.add_mutually_exclusive_group()
     start.add_argument("--checkpoint", metavar="FILE",
                        help="start from this captioner or pretrained base")
     start.add_argument("--decoder", metavar="FILE",
                        help="start from GPT-2 weights (decoder_model.bin, with encoder.json and "
                             "vocab.bpe beside it)")
-    training.add_argument("--resize", choices=("crop", "squash"),
-                          help="the largest centre square, or the whole photo made square "
-                               "(default: as the starting point has it)")
-    training.add_argument("--features", metavar="DIR",
-                          help="where a frozen encoder's features are kept (default: in --out)")
     add_search_options(training, beams=1, no_repeat_ngram=0)
     recipe = add_training_options(training)
     recipe.add_argument("--objective", choices=("xe", "cider"), default="xe",
                         help="cross-entropy, or self-critical training on CIDEr")
-    recipe.add_argument("--captions-each", type=positive_int, metavar="N",
-                        help="learn N captions of each photo an epoch, drawn anew (default: all)")
     recipe.add_argument("--samples", type=int, choices=range(2, 33), default=5, metavar="N",
                         help="captions that self-critical training draws of each photo")
     recipe.add_argument("--encoder-lr", type=non_negative, default=0.0, metavar="FACTOR",

@@ -139,6 +139,26 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     return group
 
 
+def add_photo_options(parser: argparse.ArgumentParser) -> None:
+    """Which captioned photos to train on and to choose the best epoch by, and how they are seen."""
+    group = parser.add_argument_group("photos")
+    group.add_argument("--images", required=True, metavar="DIR", help="photos to train on")
+    group.add_argument("--captions", required=True, metavar="JSON",
+                       help="their captions, in COCO's format")
+    group.add_argument("--val-images", metavar="DIR", help="default: --images")
+    group.add_argument("--val-captions", metavar="JSON",
+                       help="chooses the best epoch (default: photos of --captions, held out)")
+    group.add_argument("--hold-out", type=positive_int, default=400, metavar="N",
+                       help="photos to hold out where there is no --val-captions")
+    group.add_argument("--resize", choices=("crop", "squash"),
+                       help="the largest centre square, or the whole photo made square "
+                            "(default: as the starting point has it)")
+    group.add_argument("--features", metavar="DIR",
+                       help="where a frozen encoder's features are kept (default: in --out)")
+    group.add_argument("--captions-each", type=positive_int, metavar="N",
+                       help="learn N captions of each photo an epoch, drawn anew (default: all)")
+
+
 def add_search_options(
     parser: argparse.ArgumentParser, beams: int = 5, length_penalty: float = 0.8,
     no_repeat_ngram: int = 3,

@@ -200,18 +200,18 @@ def build_captioner(
 
 
 def gpt2_base(
-    name: str, decoder: str | Path, *, pretrained: bool = False, weights: str | Path | None = None,
-    dropout: float = 0.1,
+    vit: tuple[nn.Module, dict, dict], decoder: str | Path, dropout: float = 0.1
 ) -> Captioner:
     """A base of public GPT-2 weights of any size (the course's ``decoder_model.bin``), with the
-    tokenizer beside them, on a ViT as in ``build_captioner``."""
+    tokenizer beside them, on a ViT, its preprocessing and architecture, as ``build_vit`` gives."""
     tensors = from_gpt2(read_tensors(decoder)[0])
     config, files = gpt2_config(tensors, decoder, dropout), gpt2_files(decoder)
     tokenizer = gpt2_tokenizer(*files)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(f"{files[0]} has {tokenizer.vocab_size} tokens, {decoder} "
                         f"{config.vocab_size}; they do not belong together")
-    base = build_captioner(name, config, tokenizer, pretrained=pretrained, weights=weights)
+    encoder, preprocessing, architecture = vit
+    base = Captioner(encoder, config, tokenizer, preprocessing, architecture)
     load_strict(base.decoder, tensors, decoder)
     return base
 

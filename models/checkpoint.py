@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 
 from utils import UserError, one_line, whole_file
@@ -94,9 +95,16 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def load_strict(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: object) -> None:
-    """Copy ``tensors`` into ``model``; a key missing, left over or misshapen is named."""
-    expected = model.state_dict()
+def load_strict(
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: object,
+    only: Collection[str] | None = None,
+) -> None:
+    """Copy ``tensors`` into ``model``; a key missing, left over or misshapen is named.
+
+    Where ``only`` these names are to be there, the model keeps the rest as it is.
+    """
+    state = model.state_dict()
+    expected = {key: state[key] for key in (state if only is None else only)}
     problems = {
         "missing": [key for key in expected if key not in tensors],
         "left over": [key for key in tensors if key not in expected],
@@ -110,7 +118,7 @@ def load_strict(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source
              for what, keys in problems.items() if keys]
     if found:
         raise UserError(f"{source} does not fit the model: {'; '.join(found)}")
-    model.load_state_dict(tensors)
+    model.load_state_dict({**state, **tensors})
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

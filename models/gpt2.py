@@ -39,22 +39,30 @@ class SelfAttention(nn.Module):
         self.heads, self.dropout = config.heads, config.dropout
         self.c_attn = nn.Linear(config.width, 3 * config.width)
         self.c_proj = nn.Linear(config.width, config.width)
+        self.register_parameter("prefix", None)  # (2, heads, length, C / heads): models.peft
 
     def forward(self, x: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        """x (B, T, C) -> (B, T, C), and the keys and values of everything so far."""
+        """x (B, T, C) -> (B, T, C), and the keys and values of everything so far.
+
+        The learned keys and values of a prefix stand before every row's own. No past holds them:
+        its length is what counts positions.
+        """
         B, T, C = x.shape
         # each (B, H, T, D)
         q, k, v = self.c_attn(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        mask = None  # the last of T tokens sees all, each one before it one token less
-        if T > 1 and past is not None:
-            mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device)
-            mask = mask.tril(k.shape[2] - T)
+        present = k, v
+        if self.prefix is not None:
+            k, v = (torch.cat([learned.to(own.dtype).expand(B, -1, -1, -1), own], 2)
+                    for learned, own in zip(self.prefix, present, strict=True))
+        mask, before = None, k.shape[2] - T  # the last token sees all, each earlier one less
+        if T > 1 and before:
+            mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device).tril(before)
         x = F.scaled_dot_product_attention(
             q, k, v, mask, dropout_p=self.dropout if self.training else 0.0,
-            is_causal=T > 1 and past is None)
-        return self.c_proj(x.transpose(1, 2).reshape(B, T, C)), (k, v)
+            is_causal=T > 1 and not before)
+        return self.c_proj(x.transpose(1, 2).reshape(B, T, C)), present
 
 
 class CrossAttention(nn.Module):
@@ -82,9 +90,16 @@ class CrossAttention(nn.Module):
         """x (B, T, C), mask (M, N), True where there is something to see -> (B, T, C)."""
         B, T, _ = x.shape
         k, v = memory
-        x = F.scaled_dot_product_attention(
-            self.queries(x, len(k)), k, v, None if mask is None else mask[:, None, None],
-            dropout_p=self.dropout if self.training else 0.0)
+        q, mask = self.queries(x, len(k)), None if mask is None else mask[:, None, None]
+        if self.training and x.device.type == "cpu":
+            # backwards, the fused kernel takes longer than these products: queries are few
+            scores = q / q.shape[-1] ** 0.5 @ k.transpose(2, 3)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, float("-inf"))
+            x = F.dropout(scores.softmax(-1).to(v.dtype), self.dropout) @ v
+        else:
+            x = F.scaled_dot_product_attention(
+                q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
         return self.c_proj(x.transpose(1, 2).reshape(B, T, -1))
 
     def weights(self, x: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
@@ -111,16 +126,17 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(config.width, 4 * config.width),
                                   "c_proj": nn.Linear(4 * config.width, config.width)})
         self.drop = nn.Dropout(config.dropout)
+        self.after_attn, self.after_mlp = nn.Identity(), nn.Identity()  # adapters: models.peft
 
     def attend(self, x: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         attended, present = self.attn(self.ln_1(x), past)
-        return x + self.drop(attended), present
+        return x + self.drop(self.after_attn(attended)), present
 
     def look_and_think(self, x: Tensor, memory: KeyValue | None, mask: Tensor | None) -> Tensor:
         if memory is not None:
             x = x + self.drop(self.crossattention(self.ln_cross_attn(x), memory, mask))
         hidden = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
-        return x + self.drop(self.mlp["c_proj"](hidden))
+        return x + self.drop(self.after_mlp(self.mlp["c_proj"](hidden)))
 
 
 class GPT2(nn.Module):

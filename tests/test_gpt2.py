@@ -93,6 +93,14 @@ def test_cached_steps_equal_the_full_pass(options):
         captioner(Memory(hidden, [], memory.mask), tokens.flatten(0, 1)), full)
 
 
+def test_training_without_dropout_computes_what_evaluation_does():
+    captioner = toy_captioner(cross_width=12, dropout=0.0)
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+    memory, tokens = Memory(torch.randn(2, 7, 24), [], mask), torch.randint(30, (4, 6))
+    expected = captioner(memory, tokens)
+    assert torch.allclose(captioner.train()(memory, tokens), expected, atol=1e-5)
+
+
 def test_reordered_rows_are_the_rows_that_were_asked_for():
     captioner = toy_captioner()
     memory = Memory(torch.randn(3, 7, 24), [])

@@ -1,0 +1,308 @@
+"""peft_caption.py, and hw3_2.sh with three arguments, as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import utils
+
+import pytest
+import torch
+from conftest import OFFLINE, ROOT, TINY, error_lines, make_photo
+from test_clip import write_clip
+from test_p2_caption import captions_of, one_thread, weights, write_gpt2  # noqa: F401
+from test_p2_score import coco, write
+
+import captioning
+import data
+import p2_attn_vis
+import peft_caption
+import peft_training
+import training
+from models.captioner import build_captioner, load_captioner, save_captioner, see
+from models.checkpoint import read_tensors
+from models.decoding import generate
+from models.gpt2 import GPT2Config
+from models.peft import identity_of, load_peft
+from models.tokenizer import train_bpe
+
+CPU = ["--device", "cpu", "--precision", "fp32"]
+RUN = ["--hold-out", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.01", *CPU]
+
+
+def here(capsys, *words) -> subprocess.CompletedProcess:
+    """Run peft_caption.py in this process."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", ["peft_caption.py", *map(str, words)])
+        utils.run(peft_caption.main)
+    return subprocess.CompletedProcess(words, end.value.code, *(
+        capsys.readouterr() if capsys else ("", "")))
+
+
+def write_base(path: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = train_bpe(["a red square", "a green square", "a blue square"], 300)
+    config = GPT2Config(tokenizer.vocab_size, 12, 16, 2, 2, None)
+    save_captioner(path, build_captioner(TINY, config, tokenizer))
+    return path
+
+
+def compare_words(world, photos) -> list:
+    words = ["--images", photos, "--captions", world / "c.json"]
+    return ["compare", *words, *(f"--eval-{word[2:]}" if str(word).startswith("--") else word
+                                 for word in words), "--base", world / "base.safetensors", "--out",
+            world / "runs", "--bootstrap", "20", "--clip", world / "clip.safetensors", "--rank",
+            "2", "--bottleneck", "4", "--lr-of", "full=0.003", *RUN]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, photos) -> Path:
+    """A folder with a base, captions, a CLIP, and ``runs``, a comparison of every method."""
+    world = tmp_path_factory.mktemp("world")
+    write_base(world / "base.safetensors")
+    write(world / "c.json", coco(captions_of(photos)))
+    write_clip(world / "clip.safetensors")
+    assert here(None, *compare_words(world, photos)).returncode == 0
+    (world / "photos").symlink_to(photos)
+    (world / "lora.safetensors").symlink_to(world / "runs" / "lora" / "best.safetensors")
+    write_base(world / "other.safetensors", seed=1)
+    return world
+
+
+def trained_over_gpt2(world, photos, folder: Path, *words) -> Path:
+    """The folder of a lora run over a made-up decoder_model.bin, which stands in it."""
+    write_gpt2(folder)
+    result = here(None, "train", "--method", "lora", "--rank", "2", "--images", photos,
+                  "--captions", world / "c.json", "--decoder", folder / "decoder_model.bin",
+                  "--out", folder / "out", *words, *RUN, "--epochs", "1")
+    assert result.returncode == 0
+    return folder
+
+
+# --- compare ------------------------------------------------------------------------------------
+
+
+def test_a_comparison_is_one_table_of_every_method(world):
+    with open(world / "runs" / "compared.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == list(peft_caption.METHODS)
+    for row in rows:
+        folder = world / "runs" / row["method"]
+        tensors, metadata = read_tensors(folder / "best.safetensors")
+        count = sum(tensor.numel() for tensor in tensors.values())
+        assert row["trained parameters"] == f"{count:,}" and metadata["kind"] == "peft"
+        result = json.loads((folder / "result.json").read_text())
+        for search in ("greedy", "beam 3"):
+            for metric in ("CIDEr", "CLIPScore"):
+                low, high = result[search]["intervals_95"][metric]
+                assert row[f"{metric}, {search} (95 %)"] == (
+                    f"{result[search]['metrics'][metric]:.3f} ({low:.3f} - {high:.3f})")
+        with open(folder / "history.csv", newline="") as file:
+            history = list(csv.DictReader(file))
+        best = max(history, key=lambda epoch: float(epoch["val_CIDEr"]))
+        assert row["best epoch"] == best["epoch"] == str(metadata["metrics"]["epoch"])
+        assert metadata["recipe"]["lr"] == (0.003 if row["method"] == "full" else 0.01)
+        assert str(world.parent) not in json.dumps(metadata)  # no path of this machine
+    assert (world / "runs" / "compared.md").read_text().count("\n") == 7
+    assert (world / "runs" / "curves.png").stat().st_size > 10000
+    assert len(list((world / "runs" / "features").iterdir())) == 3  # one encoding for all
+
+
+def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_path, monkeypatch):
+    for part in ("base.safetensors", "c.json", "clip.safetensors"):
+        shutil.copy(world / part, tmp_path)
+    for part in ("features", "cross", "adapter"):
+        shutil.copytree(world / "runs" / part, tmp_path / "runs" / part)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    words = [*compare_words(tmp_path, photos), "--methods", "cross", "adapter", "prefix"]
+    real = training.warn
+
+    def killed(message):  # what says how the first epoch of prefix went
+        if message.startswith("epoch"):
+            raise KeyboardInterrupt
+        real(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "warn", killed)
+        assert here(capsys, *words).returncode == 130
+    result = here(capsys, *words)
+    assert result.returncode == 0, result.stderr
+    assert "epoch 2" in result.stderr and "epoch 1 " not in result.stderr
+    for path, time in before.items():
+        assert path.stat().st_mtime_ns == time
+    for name in ("cross", "prefix"):
+        assert weights(tmp_path / "runs" / name / "last.safetensors", "") == weights(
+            world / "runs" / name / "last.safetensors", "")
+    # a run of another method in a method's place
+    shutil.rmtree(tmp_path / "runs" / "prefix")
+    shutil.copytree(tmp_path / "runs" / "cross", tmp_path / "runs" / "prefix")
+    result = here(capsys, *words)
+    assert result.returncode == 1 and "trained with method cross" in error_lines(result)[-1]
+
+
+def test_every_method_is_a_captioner_like_any_other(world, photos, monkeypatch):
+    monkeypatch.setattr(captioning, "BASE", world / "base.safetensors")
+    base = load_captioner(world / "base.safetensors", "base")
+    transform = data.Transform.from_fields(base.preprocessing)
+    pixels = torch.from_numpy(transform.load(data.list_images(photos)[0]).copy())
+    for name in peft_caption.METHODS:
+        captioner = captioning.open_captioner(world / "runs" / name / "best.safetensors")
+        memory = captioner.encode(transform.normalize(pixels[None]))
+        (_, maps), = p2_attn_vis.word_maps(captioner, memory, [[5, 6, 7]], -1)
+        assert maps.shape[2:] == (10, 10) and len(generate(captioner, memory)) == 1
+    plain = see(base)
+    save_captioner(world / "plain.safetensors", plain)
+    assert captioning.open_captioner(world / "plain.safetensors").decoder.config.cross_width == 16
+
+
+# --- predict, eval, params ----------------------------------------------------------------------
+
+
+def test_predict_and_eval_agree_with_the_captioner_itself(world, photos, capsys, tmp_path):
+    file = world / "runs" / "adapter" / "best.safetensors"
+    common = ["--checkpoint", file, "--base", world / "base.safetensors", "--beam", "1", *CPU]
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "a.b.jpg").write_text("no photo")
+    result = here(capsys, "predict", "--images", tmp_path / "photos", "--output",
+                  tmp_path / "o.json", *common)
+    assert result.returncode == 3 and "unreadable: " in result.stderr
+    written = json.loads((tmp_path / "o.json").read_text())
+
+    base = load_captioner(world / "base.safetensors", "base")
+    args = SimpleNamespace(device="cpu", precision="fp32", batch_size=5)
+    search = captioning.Search(no_repeat_ngram=3)
+    paths, texts, _ = captioning.caption_images(load_peft(file, base, ""), data.list_images(photos),
+                                                search, args)
+    assert written == {path.stem: text for path, text in zip(paths, texts, strict=True)}
+    references = captions_of(photos)
+    for name, text in list(zip(references, texts, strict=True))[:5]:
+        references[name].append(text)  # or every score would be 0
+    result = here(capsys, "eval", "--images", photos, "--captions",
+                  write(tmp_path / "v.json", coco(references)), "--bootstrap", "20", *common)
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    expected = peft_training.measure(texts, list(references.values()),
+                                     SimpleNamespace(bootstrap=20, seed=0), None)
+    assert printed["metrics"] == expected["metrics"] and printed["images"] == 12
+    assert printed["intervals_95"] == expected["intervals_95"]
+    assert printed["method"]["options"] == {"bottleneck": 4}
+
+
+def test_params_counts_a_file_and_the_course_s_size(world, capsys, monkeypatch):
+    file = world / "runs" / "lora" / "best.safetensors"
+    result = here(capsys, "params", file)
+    printed, tensors = json.loads(result.stdout), read_tensors(file)[0]
+    assert printed["trained_parameters"] == sum(map(torch.numel, tensors.values()))
+    assert printed["bytes"] == file.stat().st_size and printed["fewer_than_the_course_allows"]
+    assert set(printed["parts"]) == {"cross_attention", "memory_projection", "lora"}
+    assert printed["base"] == identity_of(load_captioner(world / "base.safetensors", "base"))
+    monkeypatch.setattr(peft_training, "COURSE_ENCODER", TINY)
+    lines = here(capsys, "params", "--sizes", "--rank", "4").stdout.splitlines()
+    assert len(lines) == 7 and "| lora | rank 4 |" in lines[5] and "28,366,848" in lines[2]
+
+
+# --- the course's decoder_model.bin -------------------------------------------------------------
+
+
+def test_hw3_2_captions_over_the_courses_gpt2_file(world, photos, tmp_path, monkeypatch, capsys):
+    folder = trained_over_gpt2(world, photos, tmp_path / "my gpt2", "--base",
+                               world / "base.safetensors")
+    project = tmp_path / "my project"  # a copy, whose base is the tiny one
+    for pattern in ("*.py", "*.sh", "models/*.py", "metrics/*.py"):
+        for file in ROOT.glob(pattern):
+            (project / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, project / file.relative_to(ROOT))
+    (project / "ckpt").mkdir()
+    shutil.copy(world / "base.safetensors", project / "ckpt" / "captioner_base.safetensors")
+    for label, name in enumerate(["a.b.jpg", "é 1.PNG"]):
+        make_photo(tmp_path / "my photos" / name, label)
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    result = subprocess.run(
+        ["bash", project / "hw3_2.sh", "my photos", "new/o.json", "my gpt2/decoder_model.bin"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={
+            **os.environ, **OFFLINE, "PATH": path,
+            "HW3_P2_CKPT": str(folder / "out" / "best.safetensors")})
+    assert result.returncode == 0, result.stderr
+    assert set(json.loads((tmp_path / "new" / "o.json").read_text())) == {"a.b", "é 1"}
+    # a PEFT file of another base
+    monkeypatch.setenv("HW3_P2_CKPT", str(world / "runs" / "lora" / "best.safetensors"))
+    result = here(capsys, "predict", f"--images={tmp_path / 'my photos'}", "--output",
+                  tmp_path / "other.json", "--base", world / "base.safetensors",
+                  f"--decoder={folder / 'decoder_model.bin'}", *CPU)
+    line = error_lines(result)[-1]
+    assert result.returncode == 1 and not (tmp_path / "other.json").exists()
+    assert "belongs to another base (its decoder differs); train one for this base" in line
+    assert f"--method lora --decoder '{folder / 'decoder_model.bin'}' --base" in line
+
+
+def test_an_encoder_from_a_file_is_found_beside_the_checkpoint(world, photos, tmp_path, capsys):
+    base = load_captioner(world / "base.safetensors", "base")
+    torch.save(base.encoder.state_dict(), tmp_path / "vit.bin")
+    folder = trained_over_gpt2(world, photos, tmp_path / "gpt2", "--encoder", TINY, "--weights",
+                               tmp_path / "vit.bin")
+    words = ["predict", "--images", photos, "--output", tmp_path / "o.json", "--checkpoint",
+             folder / "out" / "best.safetensors", "--decoder", folder / "decoder_model.bin", *CPU]
+    result = here(capsys, *words)
+    assert result.returncode == 1 and "out/vit.bin does not exist" in error_lines(result)[-1]
+    shutil.copy(tmp_path / "vit.bin", folder / "out")
+    assert here(capsys, *words).returncode == 0
+    assert len(json.loads((tmp_path / "o.json").read_text())) == 12
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+PREDICT = "predict --output new.json --images photos "
+LORA = PREDICT + "--checkpoint lora.safetensors "
+TRAIN = "train --images photos --captions c.json --base base.safetensors --out new --hold-out 3 "
+
+
+@pytest.mark.parametrize("words, message", [
+    (PREDICT + "--checkpoint gone.safetensors", "gone.safetensors does not exist: give a PEFT"),
+    (PREDICT + "--checkpoint base.safetensors", "is a base checkpoint, a peft is needed"),
+    (LORA + "--base nowhere", "checkpoint nowhere does not exist"),
+    (LORA + "--base other.safetensors",
+     "train --method lora --base other.safetensors --images DIR --captions JSON --out DIR"),
+    (LORA + "--base lora.safetensors", "is a peft checkpoint, a base is needed"),
+    (LORA + "--encoder vit_tiny_patch16_224", "--encoder goes with --decoder"),
+    (LORA + "--decoder d.bin --pretrained", "goes with --weights FILE or"),
+    ("eval --images photos --captions c.json --limit 1 "
+     "--checkpoint lora.safetensors --base base.safetensors", "two images"),
+    ("params base.safetensors", "is a base checkpoint, a peft is needed"),
+    ("params", "give one of them"),
+    (TRAIN + "--method adapter --rank 4", "--rank has no effect on adapter"),
+    (TRAIN + "--method cross --cross-width 7", "--cross-width 7 is no multiple"),
+    (TRAIN + "--method lora --targets c_attn", "no linear layer c_attn; its blocks"),
+    (TRAIN + "--method adapter --bottleneck 99", "adapter would train 16,"),
+    (TRAIN + "--method cross --out runs/cross", "give --resume to continue"),
+    (TRAIN + "--method full --hold-out 400", "12 are too few to hold out 400"),
+    (TRAIN, "--method"),  # from here on, wrong usage
+    (TRAIN + "--method lora --rank 0", "--rank"),
+    (TRAIN + "--method prefix --prefix-length -1", "--prefix-length"),
+    (TRAIN.replace("train", "compare") + "--eval-images a --eval-captions b --lr-of lora:1",
+     "--lr-of"),
+])
+def test_bad_input_gets_one_line_and_no_output(world, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(peft_training, "LIMIT", 14_000)
+    result = here(capsys, *words.split())
+    lines = error_lines(result)
+    assert len(lines) == 1 and message in lines[0] and "unexpected" not in lines[0], result.stderr
+    assert result.returncode == (2 if "--help" in lines[0] else 1) and not result.stdout
+    assert not (world / "new").exists() and not (world / "new.json").exists()
+
+
+def test_what_does_not_ship_yet_is_said(photos, capsys, monkeypatch, tmp_path):
+    for module in (peft_caption, peft_training):
+        monkeypatch.setattr(module, "BASE", tmp_path / "captioner_base.safetensors")
+    result = here(capsys, "train", "--method", "cross", "--images", photos, "--captions",
+                  write(tmp_path / "c.json", coco(captions_of(photos))), "--out", tmp_path / "o",
+                  "--hold-out", "3")
+    line, = error_lines(result)
+    assert result.returncode == 1 and "captioner_base.safetensors is not there: give --base" in line
