@@ -9,9 +9,9 @@ put into a sentence (a template), lies nearest; nothing is trained.
   python3 clip_zeroshot.py retrieval --images DIR --captions val.json
 
 id2label.json names the classes, {"0": "bicycle", "1": "chair"}: what is written for a photo is the
-key, whatever the order. --model takes a checkpoint of this project, a folder that transformers
-wrote, or a name on the hub such as openai/clip-vit-base-patch32; without it, it is
-ckpt/clip_vit_tiny.safetensors. --template takes a text with {object} or {} in the name's place, the
+key, whatever the order. --model takes a checkpoint of this project, OpenAI's state dict, a folder
+that transformers wrote, or a name on the hub such as openai/clip-vit-base-patch32; without it, it
+is ckpt/clip_vit_tiny.safetensors. --template takes a text with {object} or {} in its place, the
 name of a set (course: the report's five; cifar: the 18 that OpenAI published for CIFAR), or a file
 with a template a line; several are an ensemble (each normalized, their mean, normalized).
 

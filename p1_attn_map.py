@@ -224,8 +224,9 @@ def parse_args():
                         help="instead of figures: deletion and insertion areas of every method")
     model = parser.add_argument_group("model")
     model.add_argument("--checkpoint", default=str(CHECKPOINT), metavar="FILE",
-                       help="a classifier of this project")
-    model.add_argument("--model", metavar="NAME|FILE", help="any ViT of timm's, or a checkpoint")
+                       help="a classifier, of this project or another library's layout")
+    model.add_argument("--model", metavar="NAME|FILE",
+                       help="timm's name, hf:owner/name, or a file")
     model.add_argument("--pretrained", action="store_true",
                        help="timm's weights for --model (network)")
     model.add_argument("--weights", metavar="FILE", help="these weights for --model")

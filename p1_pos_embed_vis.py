@@ -82,9 +82,10 @@ def structure(similarity: np.ndarray, grid: tuple[int, int]) -> dict:
 def parse_args():
     parser = ArgumentParser(prog="p1_pos_embed_vis.py", description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="NAME|FILE",
-                        help="a name of timm's, a checkpoint, or sincos2d; may be repeated")
+                        help="timm's name, hf:owner/name, a file, or sincos2d; may be repeated")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="FILE",
-                        help="a classifier of this project; may be repeated")
+                        help="a classifier, of this project or another library's layout; may be "
+                             "repeated")
     parser.add_argument("--pretrained", action="store_true",
                         help="timm's weights for each NAME (network)")
     parser.add_argument("--weights", metavar="FILE", help="these weights for NAME")

@@ -11,6 +11,10 @@ A ViT (Dosovitskiy et al. 2021) is fine-tuned on a folder of photos named <label
 Without --checkpoint, predict and eval use ckpt/pets_vit_tiny.safetensors (37 pet breeds). Several
 checkpoints are an ensemble: the mean of their probabilities.
 
+A checkpoint is a file of this project, or a ViT that transformers or pytorch_pretrained_vit saved;
+--model also takes hf:owner/name and timm's names, and where train is given one of them as --model
+it starts from there.
+
 What to expect: README.md, "Results", names accuracy, data and time for each command.
 How to read the result: "accuracy_95" is the Wilson interval. On 447 photos it reaches about 2.5
 points to either side: two settings closer than that are not told apart by such a test.
@@ -96,11 +100,14 @@ def classify_with_all(classifiers, paths, args):
 
 
 def load_classifiers(args):
-    from models.vit import load_classifier
+    from models.vit import open_vit
 
     resolve_run_options(args)
     args.batch_size = args.batch_size or INFERENCE_BATCH[args.device]
-    classifiers = [load_classifier(path) for path in args.checkpoint]
+    classifiers = [open_vit(source, pretrained=True) for source in args.checkpoint]
+    if not classifiers[0].classes:
+        raise UserError(f"{args.checkpoint[0]} has no classes: train --model {args.checkpoint[0]} "
+                        "teaches it yours")
     for path, classifier in zip(args.checkpoint[1:], classifiers[1:], strict=True):
         if classifier.classes != classifiers[0].classes:
             raise UserError(f"{path} and {args.checkpoint[0]} have different labels; "
@@ -133,6 +140,9 @@ def evaluate(args):
         raise UserError("--record takes one checkpoint, not an ensemble")
     classifiers = load_classifiers(args)
     first = classifiers[0]
+    if args.record and not first.metadata:
+        raise UserError(f"--record writes into a checkpoint of this project, and "
+                        f"{args.checkpoint[0]} is none")
     data.class_indices(list(labels.values()), first.classes, args.labels or args.images)
     readable, probabilities, unreadable = classify_with_all(classifiers, paths, args)
     targets = data.class_indices([labels[path] for path in readable], first.classes, args.images)
@@ -197,7 +207,8 @@ def train(args):
     classifier = build_classifier(
         args.model, classes, names, image_size=args.image_size, num_heads=args.num_heads,
         drop_path=args.drop_path, resize=args.resize, crop_pct=args.crop_pct,
-        pretrained=pretrained and not args.weights, weights=args.weights if pretrained else None)
+        pretrained=False if args.weights else args.pretrained,
+        weights=args.weights if pretrained else None)
     model = classifier.model
     if args.freeze:
         model.requires_grad_(False)
@@ -240,7 +251,8 @@ def train(args):
                                 for field in dataclasses.fields(training.Recipe)})
     paths = ("train", "weights", "labels", "names")  # of which the checkpoint keeps the name alone
     about = {
-        "recipe": {key: Path(value).name if key in paths and value else value
+        "recipe": {key: Path(value).name if (key in paths and value)
+                   or (key == "model" and Path(value).exists()) else value
                    for key, value in vars(args).items() if key not in ("run", "out", "val")},
         "trained_on": {"folder": Path(args.train).resolve().name, "images": len(train_paths)},
         "about": args.about,
@@ -320,8 +332,8 @@ def add_training_options(parser):
     parser.add_argument("--about", metavar="TEXT", help="data and licence, kept in the checkpoint")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME",
-                       help="timm's name")
+    model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME|FILE",
+                       help="timm's name, or a file or hf:owner/name to start from")
     model.add_argument("--pretrained", action=argparse.BooleanOptionalAction,
                        help="start from --weights, or from timm's for this name (network)")
     model.add_argument("--weights", metavar="FILE", help="start from this state dict or checkpoint")
@@ -372,6 +384,8 @@ def make_parser():
                              help="folder of photos, without its subfolders")
         command.add_argument("--checkpoint", nargs="+", default=[str(CHECKPOINT)], metavar="FILE",
                              help="several: their mean probability")
+        command.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
+                             metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
     averaging = commands.add_parser("average", help="one checkpoint of several ones' mean weights")
     averaging.set_defaults(run=average)
     averaging.add_argument("--checkpoint", nargs="+", required=True, metavar="FILE",

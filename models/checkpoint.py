@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 FORMAT = 1
+WRAPPERS = r"((module|model|_orig_mod)\.)*"  # what training puts before every key
 
 
 def save_checkpoint(
@@ -42,6 +45,8 @@ def save_checkpoint(
 def record_measurement(path: str | Path, data_name: str, result: dict) -> None:
     """Write what was measured on ``data_name`` into the checkpoint's own metadata."""
     tensors, metadata = read_tensors(path)
+    if "kind" not in metadata:
+        raise UserError(f"{path} is not a checkpoint of this project: nothing is recorded in it")
     metadata["measured"] = {**metadata.get("measured", {}), data_name: result}
     save_checkpoint(path, tensors, metadata)
 
@@ -61,8 +66,9 @@ def load_checkpoint(path: str | Path, *kinds: str) -> tuple[dict[str, torch.Tens
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """(tensors, metadata) of a .safetensors, .pth or .bin file; {} where it has no metadata.
+    """(tensors, metadata) of a .safetensors, .pth, .pt or .bin file.
 
+    A file of others has no metadata, {}; ``module.`` and ``model.`` before its keys are taken off.
     Pickles are read with ``weights_only=True`` alone: a file with code in it is refused unrun.
     """
     path = Path(path)
@@ -71,7 +77,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     if not os.path.getsize(path):
         raise UserError(f"checkpoint {path} is empty; fetch or train it again")
     if path.suffix != ".safetensors":
-        return _read_pickle(path), {}
+        return without_prefix(_read_pickle(path), WRAPPERS, path), {}
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -79,20 +85,43 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot read checkpoint {path} (truncated or not safetensors?): "
                         f"{one_line(error)}") from None
-    return tensors, metadata if isinstance(metadata, dict) else {}
+    if not isinstance(metadata, dict) or not metadata:
+        return without_prefix(tensors, WRAPPERS, path), {}
+    return tensors, metadata
+
+
+def without_prefix(
+    tensors: dict[str, torch.Tensor], prefix: str, source: object
+) -> dict[str, torch.Tensor]:
+    """``tensors`` with ``prefix``, a regular expression, taken off the keys that have it."""
+    bare = {key[re.match(prefix, key).end():]: tensor for key, tensor in tensors.items()}
+    if len(bare) < len(tensors):
+        twice = next(key for key in tensors if key not in bare)
+        raise UserError(f"{source} holds some tensors twice, with and without a prefix: {twice}, …")
+    return bare
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the refusal below says it in one line
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path} was not loaded: it holds code or objects besides tensors, or is "
                         "damaged; save a plain state dict") from None
     except Exception as error:  # a damaged file fails in many ways inside torch's reader
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript archive, which holds code; save its weights "
+                            "alone, torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
+                            ) from None
         raise UserError(f"cannot read checkpoint {path} (truncated?): {one_line(error)}") from None
-    if not isinstance(tensors, dict) or not all(torch.is_tensor(t) for t in tensors.values()):
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(
+            isinstance(key, str) and torch.is_tensor(value) for key, value in content.items()):
         raise UserError(f"{path} holds no state dict (names to tensors)")
-    return tensors
+    return content
 
 
 def load_strict(
@@ -105,7 +134,7 @@ def load_strict(
     """
     state = model.state_dict()
     expected = {key: state[key] for key in (state if only is None else only)}
-    problems = {
+    refuse_misfits({
         "missing": [key for key in expected if key not in tensors],
         "left over": [key for key in tensors if key not in expected],
         "of another shape": [
@@ -113,12 +142,16 @@ def load_strict(
             for key in expected
             if key in tensors and tensors[key].shape != expected[key].shape
         ],
-    }
+    }, source, "the model")
+    model.load_state_dict({**state, **tensors})
+
+
+def refuse_misfits(problems: dict[str, list[str]], source: object, target: str) -> None:
+    """UserError that names the first keys of each problem of ``source`` with ``target``, if any."""
     found = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
              for what, keys in problems.items() if keys]
     if found:
-        raise UserError(f"{source} does not fit the model: {'; '.join(found)}")
-    model.load_state_dict({**state, **tensors})
+        raise UserError(f"{source} does not fit {target}: {'; '.join(found)}")
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

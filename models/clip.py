@@ -1,8 +1,8 @@
 """CLIP (Radford et al. 2021): images and texts as unit vectors in one space.
 
 One interface, ``Clip``, over two kinds of towers: our own small ``DualEncoder`` (a checkpoint of
-kind ``clip``), and transformers' ``CLIPModel``, from a folder or by its name on the hub. Towers are
-modules that have
+kind ``clip``), and transformers' ``CLIPModel``, from a folder, by its name on the hub, or with the
+weights of OpenAI's state dict. Towers are modules that have
 
 - ``image_features(images)`` and ``text_features(tokens)``, not normalized
 - ``ids(texts)`` -> each text's ids, of any length, the end token last, and ``pad_id``
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoint import digest, load_checkpoint, load_strict, save_checkpoint
+from models.foreign import openai_clip, silence_transformers
 from models.gpt2 import GPT2, GPT2Config
+from models.hub import SUFFIXES, go_offline_without_network
 from models.tokenizer import Tokenizer
 from models.vit import build_vit
 
@@ -86,16 +87,17 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
 
 
 def open_clip(source: str | Path) -> Clip:
-    """A checkpoint of ours, a folder that transformers wrote, or a model's name on the hub.
-
-    Raises UserError where it is none of them or cannot be had.
-    """
+    """A checkpoint of ours, OpenAI's state dict, a folder that transformers wrote, or a model's
+    name on the hub (``hf:`` before it is no harm). Raises UserError where it is none of them."""
     path = Path(source)
-    if not path.is_file() and path.suffix not in (".safetensors", ".pth", ".bin"):
-        return _open_transformers(str(source))
-    model = load_clip(path)
-    identity = [digest(model.state_dict()), model.tokenizer.to_json(), model.preprocessing]
-    return Clip(model, model.preprocessing, str(source), _hash(identity))
+    if not path.is_file() and path.suffix not in SUFFIXES:
+        return _open_transformers(str(source).removeprefix("hf:"))
+    found = openai_clip(path)
+    towers = TransformersTowers(*found[:2]) if found else load_clip(path)
+    preprocessing = found[2] if found else towers.preprocessing
+    vocabulary = sorted(found[1].get_vocab().items()) if found else towers.tokenizer.to_json()
+    identity = [digest(towers.state_dict()), vocabulary, preprocessing]
+    return Clip(towers, preprocessing, str(source), _hash(identity))
 
 
 def _hash(content: object) -> str:
@@ -222,14 +224,13 @@ class TransformersTowers(nn.Module):
 
 def _open_transformers(source: str) -> Clip:
     from huggingface_hub import try_to_load_from_cache
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its retries
+    silence_transformers()
     folder = Path(source)
     # What is on disk asks no network, which would be waited for where there is none.
     for local_files_only in (True,) if folder.is_dir() else (True, False):
+        if not local_files_only:
+            go_offline_without_network()
         try:
             towers, preprocessing = _read_transformers(source, local_files_only)
             break

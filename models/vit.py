@@ -13,9 +13,11 @@ import numpy as np
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
 
 from models.checkpoint import load_checkpoint, load_strict, read_tensors, save_checkpoint
+from models.foreign import for_model, for_timm, foreign_vit, imagenet_or_numbers
+from models.hub import go_offline_without_network, local_file
 
 HEADS = ("head.", "head_dist.")
 
@@ -28,7 +30,7 @@ class Classifier:
     preprocessing: dict  # the fields of data.Transform
     classes: list[str]  # label of each logit, in order
     names: dict[str, str]  # label -> readable name, where known
-    architecture: dict  # {"name", "args"}: what timm.create_model is called with
+    architecture: dict  # {"name", "args"}: what timm.create_model is called with, and "norm_eps"
     metadata: dict
 
     def index_of(self, label: str) -> int:
@@ -57,22 +59,27 @@ def build_classifier(
     drop_path: float = 0.0,
     resize: str = "crop",
     crop_pct: float | None = None,
-    pretrained: bool = False,
+    pretrained: bool | None = None,
     weights: str | Path | None = None,
 ) -> Classifier:
-    """A ViT named as timm names it, with a fresh head over ``classes``.
+    """A ViT named as timm names it, or that of a file or ``hf:owner/name``, with a fresh head over
+    ``classes``.
 
     Weights are random, timm's for that name (``pretrained``: from the network or its cache), or a
-    file's (``weights``). A position embedding of another grid is resampled (Dosovitskiy et al.
-    2021, Sec. 3.2); a head is kept only from a checkpoint of ours over the same classes.
+    file's: ``weights``, or the one in the name's place unless ``pretrained`` is False. A position
+    embedding of another grid is resampled (Dosovitskiy et al. 2021, Sec. 3.2); a head is kept only
+    from a checkpoint of ours over the same classes.
     Raises UserError for what does not fit, naming the option.
     """
     args = {key: value for key, value in
             {"img_size": image_size, "num_heads": num_heads, "drop_path_rate": drop_path}.items()
             if value}
-    _check_arguments(name, image_size, num_heads)
-    model = _create(name, pretrained, num_classes=len(classes), **args)
-    config = resolve_model_data_config(model)
+    timm_name, described, prepared, file = _resolve(name)
+    _check_arguments(name, _probe(timm_name, **described), image_size, num_heads)
+    name, args = timm_name, described | args
+    model = _create(name, bool(pretrained) and not file, num_classes=len(classes), **args)
+    config = resolve_model_data_config(model) | prepared
+    weights = weights or (None if pretrained is False else file)
     preprocessing = _preprocessing(model, config, resize=resize,
                                    crop_pct=crop_pct or config["crop_pct"])
     if weights is not None:
@@ -95,19 +102,31 @@ def save_classifier(path: str | Path, classifier: Classifier, **metadata) -> Non
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """The classifier that ``save_classifier`` wrote, in float32 and eval mode."""
+    """The classifier that ``save_classifier`` wrote, or of another library's file, in float32 and
+    eval mode."""
+    tensors, metadata = read_tensors(path)
+    if not metadata:
+        return _load_foreign(tensors, Path(path))
     tensors, metadata = load_checkpoint(path, "classifier")
     try:
         architecture, classes = metadata["model"], list(metadata["classes"])
         preprocessing = dict(metadata["preprocessing"])
         model = _create(architecture["name"], False, num_classes=len(classes),
-                        **{key: tuple(value) if isinstance(value, list) else value
-                           for key, value in architecture["args"].items()})
+                        **architecture["args"])
         names = dict(metadata.get("names", {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
     load_strict(model, tensors, path)
     return Classifier(model.eval(), preprocessing, classes, names, architecture, metadata)
+
+
+def _load_foreign(tensors: dict[str, torch.Tensor], path: Path) -> Classifier:
+    found = foreign_vit(tensors, path)
+    model = _create(found.architecture["name"], False, num_classes=len(found.classes),
+                    **found.architecture["args"])
+    load_strict(model, found.tensors, path)
+    return Classifier(model.eval(), _preprocessing(model, found.preprocessing), found.classes,
+                      found.names, found.architecture, {})
 
 
 def average_classifiers(paths: Sequence[str | Path]) -> Classifier:
@@ -137,48 +156,58 @@ def build_vit(
     """(a ViT without a head, its preprocessing, {"name", "args"} that rebuild it).
 
     Weights are random, timm's for that name (``pretrained``), or a file's, whose head is left out.
+    A file or ``hf:owner/name`` in the name's place brings its own.
     """
-    args = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
+    name, described, prepared, file = _resolve(name)
+    weights = weights or file
+    args = described | args
     model = _create(name, pretrained and weights is None, num_classes=0, **args)
     if weights is not None:
-        tensors = checkpoint_filter_fn(read_tensors(weights)[0], model)
+        tensors = for_model(model, read_tensors(weights)[0], weights)
         load_strict(model, {key: tensor for key, tensor in tensors.items()
                             if not key.startswith(HEADS)}, weights)
-    preprocessing = _preprocessing(model, resolve_model_data_config(model))
+    preprocessing = _preprocessing(model, resolve_model_data_config(model) | prepared)
     return model, preprocessing, {"name": name, "args": args}
 
 
 def open_vit(
     source: str | Path, pretrained: bool = False, weights: str | Path | None = None
 ) -> Classifier:
-    """A ViT to look into, with its own head: a checkpoint of ours, or any name of timm's.
+    """A ViT to look into, with its own head: a file, ``hf:owner/name``, or any name of timm's.
 
     A name comes with timm's weights (``pretrained``), a file's, or, with a warning, random ones.
     """
-    if Path(source).is_file() or Path(source).suffix in (".safetensors", ".pth", ".bin"):
-        return load_classifier(source)
+    file = local_file(source)
+    if file is not None:
+        return load_classifier(file)
     model = _create(str(source), pretrained and weights is None)
     if weights is not None:
-        load_strict(model, checkpoint_filter_fn(read_tensors(weights)[0], model), weights)
+        load_strict(model, for_model(model, read_tensors(weights)[0], weights), weights)
     elif not pretrained:
         warn(f"{source} has random weights: give --pretrained or --weights FILE")
     config = resolve_model_data_config(model)
-    classes = [str(index) for index in range(model.num_classes)]
-    names = {}
-    if model.num_classes == 1000:
-        imagenet = timm.data.ImageNetInfo()
-        names = {label: imagenet.index_to_description(int(label)) for label in classes}
+    classes, names = imagenet_or_numbers(model.num_classes)
     return Classifier(model.eval(), _preprocessing(model, config), classes, names,
                       {"name": str(source), "args": {}}, {})
 
 
+def _resolve(name: str) -> tuple[str, dict, dict, Path | None]:
+    """What ``--model`` says -> (timm's name, its arguments, preprocessing, file with weights); the
+    last three are empty where it is timm's name alone."""
+    file = local_file(name)
+    if file is None:
+        return name, {}, {}, None
+    found = load_classifier(file)
+    return found.architecture["name"], found.architecture["args"], found.preprocessing, file
+
+
 def _preprocessing(model: VisionTransformer, config: dict, **changes) -> dict:
     return {"size": model.patch_embed.img_size, "mean": config["mean"], "std": config["std"],
-            "resize": "crop", "crop_pct": config["crop_pct"],
+            "resize": config.get("resize", "crop"), "crop_pct": config["crop_pct"],
             "interpolation": config["interpolation"], **changes}
 
 
-def _probe(name: str) -> VisionTransformer:
+def _probe(name: str, **args) -> VisionTransformer:
     """The model on the meta device: its shape without its memory. UserError for an unknown name or
     a model of another family."""
     if not timm.is_model(name):
@@ -188,7 +217,7 @@ def _probe(name: str) -> VisionTransformer:
                         f"{', '.join(close)}")
     try:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = timm.create_model(name, **for_timm(args))
     except RuntimeError as error:  # name.tag with a tag that timm does not know
         raise UserError(f"{name}: {one_line(error)}") from None
     if not isinstance(model, VisionTransformer):
@@ -198,9 +227,10 @@ def _probe(name: str) -> VisionTransformer:
     return model
 
 
-def _check_arguments(name: str, image_size: int | None, num_heads: int | None) -> None:
+def _check_arguments(
+    name: str, model: VisionTransformer, image_size: int | None, num_heads: int | None
+) -> None:
     """Refuse what timm would answer with an assertion, or not at all."""
-    model = _probe(name)
     width, patch = model.embed_dim, model.patch_embed.patch_size
     if num_heads and width % num_heads:
         divisors = [n for n in range(1, width + 1) if width % n == 0 and width // n >= 8]
@@ -213,21 +243,23 @@ def _check_arguments(name: str, image_size: int | None, num_heads: int | None) -
 
 def _create(name: str, pretrained: bool, **args) -> VisionTransformer:
     _probe(name)
+    if pretrained:
+        go_offline_without_network()
     try:
-        return timm.create_model(name, pretrained=pretrained, **args)
+        return timm.create_model(name, pretrained=pretrained, **for_timm(args))
     except (OSError, RuntimeError) as error:  # what hubs and networks raise
         if not pretrained:
             raise
         raise UserError(f"could not fetch the pretrained weights of {name} (no network?): "
                         f"{one_line(error)[:200]}; give a file with --weights") from None
-    except TypeError as error:
+    except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"{name} does not take these arguments: {one_line(error)}") from None
 
 
 def _load_body(model: VisionTransformer, path: str | Path, classes: list[str]) -> None:
     """Load everything but the head, and the head too where the file has it for ``classes``."""
     tensors, metadata = read_tensors(path)
-    tensors = checkpoint_filter_fn(tensors, model)  # resamples the position embedding
+    tensors = for_model(model, tensors, path)
     if metadata.get("classes") != classes:
         tensors = {key: value for key, value in tensors.items() if not key.startswith(HEADS)}
         fresh = {key: value for key, value in model.state_dict().items() if key.startswith(HEADS)}

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import OFFLINE, ROOT, TINY, error_lines, make_photo
 from test_clip import write_clip
-from test_p2_caption import captions_of, one_thread, weights, write_gpt2  # noqa: F401
+from test_p2_caption import captions_of, weights, write_gpt2
 from test_p2_score import coco, write
 
 import captioning
