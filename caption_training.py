@@ -86,13 +86,14 @@ def caption_task(
 ) -> Task:
     """The task of captioning ``images``, judged by CIDEr on ``val``.
 
-    Where the encoder is frozen and photos are not augmented, its features are computed once.
+    Where the encoder is frozen and photos are of one size and not augmented, its features are
+    computed once.
     """
     paths, val_paths = list(images), list(val)
     references = References(captioner, list(images.values()))
     frozen = not any(p.requires_grad for p in captioner.encoder.parameters())
-    stored = frozen and args.augment == ["none"]
     transform = data.Transform.from_fields(captioner.preprocessing)
+    stored = frozen and args.augment == ["none"] and transform.resize != "longest"
     if stored:
         dataset, val_features = (patch_features(captioner, part, args, args.features)
                                  for part in (paths, val_paths))
@@ -123,7 +124,8 @@ def caption_task(
         loss = _cross_entropy(references, args.captions_each, args.label_smoothing, source_of)
     else:
         loss = _self_critical(references, args.samples, search, source_of)
-    groups = parameter_groups(captioner, args.weight_decay, {"encoder.": args.encoder_lr})
+    groups = parameter_groups(captioner, args.weight_decay,
+                              {captioner.encoder_prefix: args.encoder_lr})
     return Task(dataset, groups, prepare, loss, validate, save, select="val_CIDEr")
 
 
@@ -228,7 +230,8 @@ def language_task(
 
 # --- recipes ------------------------------------------------------------------------------------
 
-FILES = ("images", "captions", "val_captions", "checkpoint", "base", "decoder", "weights")
+FILES = ("images", "captions", "val_captions", "checkpoint", "base", "decoder", "weights",
+         "vocab")
 
 
 def describe_training(args, trained_on: dict) -> dict:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import UserError, autocast, progress, whole_file
+from utils import UserError, autocast, progress, resolve_run_options, whole_file
 
 import numpy as np
 import torch
@@ -23,7 +23,23 @@ BASE = Path(__file__).resolve().parent / "ckpt" / "captioner_base.safetensors"
 BATCH = {"cpu": 32, "cuda": 128}
 
 
-def open_captioner(path: str | Path) -> Captioner:
+def open_captioner(args) -> Captioner:
+    """What ``--checkpoint`` names, or ``--model`` with its files (see
+    ``utils.add_captioner_options``). Resolves the run options too."""
+    resolve_run_options(args)
+    args.batch_size = args.batch_size or BATCH[args.device]
+    if args.model:
+        from models.catr import open_catr
+
+        args.checkpoint = args.weights  # what results name
+        return open_catr(args.weights, args.vocab)
+    if args.weights or args.vocab:
+        raise UserError("--weights and --vocab go with --model catr; a checkpoint of this project "
+                        "is given with --checkpoint")
+    return open_checkpoint(args.checkpoint)
+
+
+def open_checkpoint(path: str | Path) -> Captioner:
     """A captioner's file, or a PEFT one over the base that ships; in eval mode."""
     if read_tensors(path)[1].get("kind") == "peft":
         return load_peft(path, load_captioner(BASE, "base"), f"--base {BASE}")

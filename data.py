@@ -259,7 +259,9 @@ class Transform:
     """A model's preprocessing: photo -> (height, width, 3) uint8 -> normalized float batch.
 
     ``resize="crop"`` scales the photo to cover ``size / crop_pct`` and takes the centre, as timm's
-    evaluation transform does; ``"squash"`` scales the whole photo to ``size``, whatever its shape.
+    evaluation transform does; ``"squash"`` scales the whole photo to ``size``, whatever its shape;
+    ``"longest"`` scales its longer side to that of ``size`` and keeps its shape, so that a batch is
+    padded (``batch``).
     """
 
     size: tuple[int, int]  # height, width
@@ -280,7 +282,7 @@ class Transform:
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """(left, top, right, bottom): the part of a width × height photo that the model sees."""
-        if self.resize == "squash":
+        if self.resize != "crop":
             return (0.0, 0.0, float(width), float(height))
         rows, cols = self.size
         # The arithmetic and rounding of torchvision's Resize and CenterCrop, so that the result is
@@ -296,18 +298,39 @@ class Transform:
         scale_x, scale_y = width / new_width, height / new_height
         return (left * scale_x, top * scale_y, (left + cols) * scale_x, (top + rows) * scale_y)
 
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, cols) of what a width × height photo becomes."""
+        if self.resize != "longest":
+            return self.size
+        scale = max(self.size) / max(width, height)  # CATR's arithmetic and rounding
+        return max(int(height * scale), 1), max(int(width * scale), 1)
+
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGB photo -> (height, width, 3) uint8."""
-        rows, cols = self.size
+        rows, cols = self.shape(*image.size)
         resample = Image.Resampling[self.interpolation.upper()]
         return np.asarray(image.resize((cols, rows), resample, box=self.box(*image.size)))
 
+    def batch(self, images: Sequence[np.ndarray], size: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """Photos as ``__call__`` leaves them -> (B, height, width, 3) uint8. Where they have sizes
+        of their own, they are padded below and to the right to the largest, ``size`` at least, and
+        a fourth channel is 255 where there is a photo."""
+        if self.resize != "longest":
+            return np.stack(images)
+        rows, cols = np.max([size, *(image.shape[:2] for image in images)], axis=0)
+        padded = np.zeros((len(images), rows, cols, 4), np.uint8)
+        for place, image in zip(padded, images, strict=True):
+            place[:image.shape[0], :image.shape[1], :3] = image
+            place[:image.shape[0], :image.shape[1], 3] = 255
+        return padded
+
     def normalize(self, batch):
-        """(B, height, width, 3) uint8 tensor -> (B, 3, height, width) float32, on its device."""
+        """(B, height, width, channels) uint8 tensor -> (B, channels, height, width) float32, on its
+        device; a fourth channel becomes 0 and 1."""
         import torch
 
-        mean, std = (torch.tensor(values, device=batch.device).view(3, 1, 1)
-                     for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values[:batch.shape[-1]], device=batch.device).view(-1, 1, 1)
+                     for values in ((*self.mean, 0.0), (*self.std, 1.0)))
         return (batch.permute(0, 3, 1, 2) / 255.0 - mean) / std
 
     def load(self, path: str | Path) -> np.ndarray:
@@ -327,7 +350,7 @@ def read_batches(
     unreadable: Callable[[Path, str], None],
     threads: int | None = None,
 ) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """Batches of (paths, (B, height, width, 3) uint8) in the order of ``paths``.
+    """Batches of (paths, ``transform.batch`` of their photos) in the order of ``paths``.
 
     Threads read at most two batches ahead, so memory does not grow with the number of images.
     A file that cannot be read is left out and handed to ``unreadable(path, reason)``.
@@ -348,7 +371,7 @@ def read_batches(
                 unreadable(path, str(error))
             pending.extend((path, pool.submit(transform.load, path)) for path in islice(queue, 1))
             if len(images) == batch_size or (images and not pending):
-                yield names, np.stack(images)
+                yield names, transform.batch(images)
                 names, images = [], []
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -362,7 +385,8 @@ AUGMENTATIONS = ("none", "flip", "jitter", "crop", "auto", "rand")
 def augmentation(
     names: Sequence[str], transform: Transform
 ) -> Callable[[Image.Image], Image.Image]:
-    """Photo -> photo of the transform's size: the named augmentations, one after the other.
+    """Photo -> photo of the transform's size: the named augmentations, one after the other; where
+    the transform keeps shapes, then padded to that size (``Transform.batch``).
 
     ``crop`` (Szegedy et al. 2015, Sec. 6, area from 35 %) takes the place of the transform's own
     geometry; ``auto`` and ``rand`` are AutoAugment (Cubuk et al. 2019) and RandAugment (Cubuk et
@@ -381,15 +405,22 @@ def augmentation(
         "auto": v2.AutoAugment(interpolation=InterpolationMode.BILINEAR),
         "rand": v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR),
     }
-    return v2.Compose([geometry, *(steps[name] for name in names if name in steps)])
+    chosen = [geometry, *(steps[name] for name in names if name in steps)]
+    if transform.resize == "longest":
+        chosen.append(v2.Lambda(partial(_padded, transform)))
+    return v2.Compose(chosen)
 
 
 def _resized(transform: Transform, image: Image.Image) -> Image.Image:
     return Image.fromarray(transform(image))
 
 
+def _padded(transform: Transform, image: Image.Image) -> np.ndarray:
+    return transform.batch([np.asarray(image)], transform.size)[0]
+
+
 class LabelledImages:
-    """A map-style dataset of (pixels (height, width, 3) uint8, class index).
+    """A map-style dataset of (pixels (height, width, channels) uint8, class index).
 
     The random state of a sample comes from (seed, epoch, index) alone, whatever the number of
     workers and whichever of them reads it. Call ``set_epoch`` before each epoch.

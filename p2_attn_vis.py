@@ -4,6 +4,7 @@
   python3 p2_attn_vis.py --images a.jpg b.jpg --output out/
   python3 p2_attn_vis.py --images DIR --captions mine.json  maps of captions that you give
   python3 p2_attn_vis.py --images DIR --best-worst --refs val.json
+  python3 p2_attn_vis.py --model catr --weights FILE --vocab vocab.txt
 
 Writes <stem>.png for each photo: the photo titled <start>, then an overlay for each word of its
 caption, the last for <end>; and numbers to stdout, as JSON. About a second for a photo.
@@ -35,13 +36,13 @@ from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
     UserError,
+    add_captioner_options,
     add_run_options,
     add_search_options,
     check_writable,
     npz_writer,
     printable,
     report_unreadable,
-    resolve_run_options,
     run,
     warn,
     write_csv,
@@ -110,6 +111,7 @@ def word_maps(captioner, memory, rows: Sequence[Sequence[int]], layer: int) -> l
             words.append((END, [len(ids) - 1]))
         words = words or [("", list(range(len(ids))))]  # spaces alone
         maps = torch.stack([heads[:, places].mean(1) for _, places in words], 1)
+        maps = maps[..., :grid[0] * grid[1]]  # without what pads a smaller grid
         found.append(([word for word, _ in words], maps.unflatten(-1, grid).numpy()))
     return found
 
@@ -223,8 +225,7 @@ def parse_args():
     parser.add_argument("--captions", metavar="JSON",
                         help='draw these, {"<image name>": "caption", …}, not the model\'s own')
     parser.add_argument("--npz", metavar="FILE", help="keep the maps and their words here")
-    parser.add_argument("--checkpoint", default=str(CHECKPOINT), metavar="FILE",
-                        help="a captioner")
+    add_captioner_options(parser, CHECKPOINT)
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
                       help="rank the captions by CLIPScore, draw the first and the last")
@@ -258,12 +259,10 @@ def main():
     args = parse_args()
     paths = data.image_paths(args.images, args.limit)
     check_outputs(paths, args)
-    resolve_run_options(args)
 
-    from captioning import BATCH, open_captioner
+    from captioning import open_captioner
 
-    args.batch_size = args.batch_size or BATCH[args.device]
-    captioner = open_captioner(args.checkpoint)
+    captioner = open_captioner(args)
     captioner.check_layer(args.layer)
     texts = given_captions(captioner, paths, args.captions) if args.captions else None
     result = {"checkpoint": str(args.checkpoint), "layer": args.layer, "heads": args.heads,

@@ -8,6 +8,7 @@ The captioner is a vision transformer whose patches a small GPT-2 sees through c
   python3 p2_caption.py pretrain --captions FILE … --out runs/language --pretrained
   python3 p2_caption.py train --images DIR --captions train.json --out runs/mine \\
       --checkpoint runs/language/best.safetensors
+  python3 p2_caption.py predict --model catr --weights FILE --vocab vocab.txt --images DIR …
 
 Without --checkpoint, predict and eval use ckpt/flickr8k_captioner.safetensors. score gives a
 prediction file the figures of the course's evaluator, without Java, in about a second: CIDEr,
@@ -32,6 +33,7 @@ from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
     UserError,
+    add_captioner_options,
     add_photo_options,
     add_recipe_options,
     add_run_options,
@@ -71,7 +73,7 @@ def predict(args):
     check_writable(args.output)
     import captioning  # torch takes seconds: after what needs none
 
-    captioner = open_captioner(args)
+    captioner = captioning.open_captioner(args)
     readable, texts, unreadable = captioning.caption_images(
         captioner, paths, captioning.search_from(args), args)
     report_unreadable(readable, unreadable)
@@ -85,12 +87,14 @@ def predict(args):
 
 def evaluate(args):
     images = captions.captioned_images(args.images, args.captions, args.limit)
+    if args.record and args.model:
+        raise UserError("--record writes into a checkpoint of this project; convert makes one")
     copied_from = captions.read_texts(args.train_captions) if args.train_captions else None
     for path in filter(None, (args.output, args.per_image)):
         check_writable(path)
     import captioning
 
-    captioner = open_captioner(args)
+    captioner = captioning.open_captioner(args)
     search = captioning.search_from(args)
     readable, texts, unreadable = captioning.caption_images(captioner, list(images), search, args)
     report_unreadable(readable, unreadable)
@@ -229,6 +233,15 @@ def pretrain(args):
     return fit_recipe(base, task, about["recipe"], args)
 
 
+def convert(args):
+    from models.captioner import save_captioner
+    from models.catr import open_catr
+
+    check_writable(args.output)
+    save_captioner(args.output, open_catr(args.weights, args.vocab), about=args.about)
+    warn(f"wrote {args.output}")
+
+
 def blend(args):
     from models.captioner import blend_captioners, save_captioner
 
@@ -244,26 +257,26 @@ def blend(args):
 # --- what the commands share --------------------------------------------------------------------
 
 
-def open_captioner(args):
-    import captioning
-
-    resolve_run_options(args)
-    args.batch_size = args.batch_size or captioning.BATCH[args.device]
-    return captioning.open_captioner(args.checkpoint)
-
-
 def starting_point(args, captions):
-    """The captioner that training starts from: a checkpoint's weights, public GPT-2 weights, or
-    a fresh decoder with a tokenizer made of ``captions``."""
+    """The captioner that training starts from: a checkpoint's weights, public CATR or GPT-2
+    weights, or a fresh decoder with a tokenizer made of ``captions``."""
     from models.captioner import gpt2_base, load_captioner, see
     from models.vit import build_vit
 
-    taken = ["weights", "pretrained", *FRESH_DECODER] if args.checkpoint else [*FRESH_DECODER]
-    unused = [name for name in taken if getattr(args, name)]
-    if (args.checkpoint or args.decoder) and unused:
+    source, without = (
+        ("checkpoint", ["weights", "pretrained", "vocab", *FRESH_DECODER]) if args.checkpoint else
+        ("decoder", ["vocab", *FRESH_DECODER]) if args.decoder else
+        ("model catr", ["pretrained", *FRESH_DECODER]) if args.model == "catr" else
+        ("model", ["vocab"]))
+    unused = [name for name in without if getattr(args, name)]
+    if unused:
         raise UserError(f"--{unused[0].replace('_', '-')} has no effect on what "
-                        f"--{'checkpoint' if args.checkpoint else 'decoder'} gives; leave it out")
-    if args.checkpoint:
+                        f"--{source} gives; leave it out")
+    if source == "model catr":
+        from models.catr import open_catr
+
+        base = open_catr(args.weights, args.vocab)
+    elif args.checkpoint:
         base = load_captioner(args.checkpoint, "base", "captioner")
     elif args.decoder:
         vit = build_vit(args.model, args.pretrained, args.weights)
@@ -304,7 +317,7 @@ def add_training_options(parser):
     parser.add_argument("--about", metavar="TEXT", help="data and licence, kept in the checkpoint")
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME",
-                       help="timm's name of the encoder")
+                       help="timm's name of the encoder, or catr with --weights and --vocab")
     model.add_argument("--pretrained", action="store_true",
                        help="give the encoder timm's weights for this name (network)")
     model.add_argument("--weights", metavar="FILE", help="give the encoder these weights")
@@ -332,8 +345,7 @@ def make_parser():
         command.add_argument("--images", default=str(HERE / "samples" / "scenes"),
                              metavar="DIR",
                              help="folder of photos, without its subfolders")
-        command.add_argument("--checkpoint", default=str(CHECKPOINT), metavar="FILE",
-                             help="a captioner")
+        add_captioner_options(command, CHECKPOINT)
         add_search_options(command)
     predicting.add_argument("--output", required=True, metavar="JSON",
                             help="file to write, whole or not at all")
@@ -375,6 +387,12 @@ def make_parser():
                              help="tokens that a caption can have")
     add_training_options(pretraining)
 
+    converting = add("convert", convert, "make the public CATR one checkpoint of this project")
+    for name, help in (("weights", "the public v3 file"), ("vocab", "vocab.txt of its BERT"),
+                       ("output", "file to write")):
+        converting.add_argument(f"--{name}", required=True, metavar="FILE", help=help)
+    converting.add_argument("--about", metavar="TEXT", help="data and licence, kept in it")
+
     blending = add("blend", blend, "one captioner between two stages of a training")
     blending.add_argument("--checkpoint", nargs=2, required=True, metavar="FILE",
                           help="before and after")
@@ -391,6 +409,7 @@ def make_parser():
     start.add_argument("--decoder", metavar="FILE",
                        help="start from GPT-2 weights (decoder_model.bin, with encoder.json and "
                             "vocab.bpe beside it)")
+    training.add_argument("--vocab", metavar="FILE", help="CATR's word pieces (vocab.txt)")
     add_search_options(training, beams=1, no_repeat_ngram=0)
     recipe = add_training_options(training)
     recipe.add_argument("--objective", choices=("xe", "cider"), default="xe",

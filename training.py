@@ -215,7 +215,7 @@ def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:
     return classes[base](groups, **options)
 
 
-EMBEDDINGS = ("wte", "wpe", "prefix", "pos_embed", "cls_token", "logit_scale")
+EMBEDDINGS = ("wte", "wpe", "prefix", "pos_embed", "cls_token", "logit_scale", "_embeddings.")
 
 
 def parameter_groups(

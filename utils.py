@@ -159,6 +159,19 @@ def add_photo_options(parser: argparse.ArgumentParser) -> None:
                        help="learn N captions of each photo an epoch, drawn anew (default: all)")
 
 
+def add_captioner_options(parser: argparse.ArgumentParser, checkpoint: object) -> None:
+    """The options behind ``captioning.open_captioner``; ``checkpoint`` is the default one."""
+    group = parser.add_argument_group("captioner")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", default=str(checkpoint), metavar="FILE",
+                        help="a captioner of this project, or a PEFT file over ckpt's base")
+    source.add_argument("--model", choices=("catr",), help="a public captioner, instead")
+    group.add_argument("--weights", metavar="FILE",
+                       help="the public captioner's weights (.pth, .bin or .safetensors)")
+    group.add_argument("--vocab", metavar="FILE",
+                       help="its vocabulary (vocab.txt of bert-base-uncased)")
+
+
 def add_search_options(
     parser: argparse.ArgumentParser, beams: int = 5, length_penalty: float = 0.8,
     no_repeat_ngram: int = 3,

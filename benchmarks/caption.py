@@ -1,6 +1,7 @@
 """Photos to captions JSON: the usual scripts against ours, side by side in one run; one JSON.
 
     python3 benchmarks/caption.py --images DIR [--captions val.json] [--limit N]
+    python3 benchmarks/caption.py --images DIR --model catr --vocab vocab.txt [--weights FILE]
 
 Same weights on every side (the shipped captioner), all threads, from the first file to the written
 captions, after the model is loaded; each side in a process of its own, best of --repeats.
@@ -14,6 +15,11 @@ ours      ``p2_caption.py predict``, greedy and with 3 beams; float32, and bfloa
 The usual sides read photos with PIL and timm's transform, generate with a DataLoader of a worker a
 core. "equal" is the share of captions that are those of the same search on the usual side, in
 float32; "CIDEr" is computed where --captions is given.
+
+--model catr compares the public CATR's loop (one photo at a time, all 128 places, the whole model
+with its ResNet again for every token) with ours, both greedy. Its weights are --weights, or made
+up: those end no caption, so that all sides write --tokens tokens (default: the loop's limit, 127).
+The ratio grows with that number; a caption of COCO's has about 12.
 """
 
 from __future__ import annotations
@@ -80,6 +86,33 @@ def loop(options, captioner, paths):
     return time.perf_counter() - started, texts
 
 
+def catr_loop(options, captioner, paths):
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    import models.catr
+
+    models.catr.resnet_features = lambda body, x: body(x)  # norms as layers of their own
+    texts = []
+    started = time.perf_counter()
+    for path in paths:
+        image = Image.open(path).convert("RGB")
+        scale = 299 / max(image.size)
+        pixels = np.array(image.resize([int(side * scale) for side in image.size]))
+        image = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
+        tokens = torch.zeros(1, captioner.max_length, dtype=torch.long)
+        tokens[0, 0] = captioner.tokenizer.start_id
+        with torch.no_grad():
+            for place in range(options.tokens or captioner.max_length - 1):
+                token = captioner(image, tokens)[0, place].argmax()
+                if token == captioner.tokenizer.end_id:
+                    break
+                tokens[0, place + 1] = token
+        texts.append(captioner.tokenizer.decode(tokens[0].tolist()))
+    return time.perf_counter() - started, texts
+
+
 def generate(options, captioner, paths):
     import torch
     from PIL import Image
@@ -120,19 +153,36 @@ def ours(options, captioner, paths):
 
     beams, precision = options.side.split("-")[1:]
     args = SimpleNamespace(device="cpu", precision=precision, batch_size=captioning.BATCH["cpu"])
-    search = Search(beams=int(beams), max_length=captioner.max_length - 1)
+    search = Search(beams=int(beams), max_length=options.tokens or captioner.max_length - 1)
     started = time.perf_counter()
     _, texts, _ = captioning.caption_images(captioner, paths, search, args)
     return time.perf_counter() - started, texts
 
 
+def open_captioner(options):
+    if options.model is None:
+        from models.captioner import load_captioner
+
+        return load_captioner(options.checkpoint)
+    from models.catr import CATR, CATRConfig, open_catr
+    from models.tokenizer import wordpiece_tokenizer
+    from tests.fixtures.deterministic_fill import fill
+
+    if options.weights:
+        return open_catr(options.weights, options.vocab)
+    catr = CATR(CATRConfig(), wordpiece_tokenizer(options.vocab)).eval()
+    catr.load_state_dict({name: fill(name, tuple(tensor.shape))
+                          for name, tensor in catr.state_dict().items()})
+    return catr
+
+
 def run_side(options):
     import data
-    from models.captioner import load_captioner
 
     paths = data.list_images(options.images, options.limit)
-    captioner = load_captioner(options.checkpoint)
-    side = {"loop": loop, "once": loop, "generate": generate}.get(options.side, ours)
+    captioner = open_captioner(options)
+    sides = {"loop": catr_loop if options.model else loop, "once": loop, "generate": generate}
+    side = sides.get(options.side, ours)
     seconds, texts = side(options, captioner, paths)
     with open(options.output, "w") as file:
         json.dump({"seconds": seconds, "captions": dict(zip((path.name for path in paths), texts,
@@ -144,8 +194,7 @@ def measure(options, side):
     for _ in range(options.repeats):
         with tempfile.NamedTemporaryFile(suffix=".json") as output:
             subprocess.run([
-                sys.executable, __file__, "--images", options.images, "--side", side, "--output",
-                output.name, "--checkpoint", options.checkpoint, "--limit", str(options.limit)],
+                sys.executable, __file__, *sys.argv[1:], "--side", side, "--output", output.name],
                 check=True, stderr=subprocess.DEVNULL)
             result = json.load(output)
         if best is None or result["seconds"] < best["seconds"]:
@@ -158,6 +207,10 @@ def main():
     parser.add_argument("--images", required=True)
     parser.add_argument("--captions")
     parser.add_argument("--checkpoint", default=str(ROOT / "ckpt/flickr8k_captioner.safetensors"))
+    parser.add_argument("--model", choices=["catr"])
+    parser.add_argument("--weights")
+    parser.add_argument("--vocab")
+    parser.add_argument("--tokens", type=int)
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -168,14 +221,18 @@ def main():
     from captions import read_captions
     from metrics.captions import score_captions
 
-    results = {side: measure(options, side) for side in SIDES}
+    sides = ("loop", "ours-1-fp32", "ours-1-bf16") if options.model else SIDES
+    results = {side: measure(options, side) for side in sides}
     report = {"images": options.images, "photos": options.limit, "cores": os.cpu_count()}
+    if options.model:
+        report |= {"model": options.model, "weights": options.weights or "made up",
+                   "tokens": options.tokens or "as many as fit"}
     references = read_captions(options.captions) if options.captions else {}
     for side, result in results.items():
         usual = results["generate" if "-3-" in side or side == "generate" else "loop"]
         mine = result["captions"]
         report[side] = {
-            "images_per_s": round(len(mine) / result["seconds"], 2),
+            "images_per_s": float(f"{len(mine) / result['seconds']:.3g}"),
             "ratio": round(usual["seconds"] / result["seconds"], 2),
             "equal": sum(mine[name] == usual["captions"][name] for name in mine) / len(mine)}
         if references:

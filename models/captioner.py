@@ -9,6 +9,8 @@ What decoding and figures need of any captioner:
 - ``forward(memory, tokens)`` -> logits at every position (teacher forcing)
 - ``cross_attention(memory, tokens, layer)`` -> weights over the image grid, which sum to 1
 - ``check_layer(layer)``, UserError where there is no such layer to read
+- ``describe()`` -> what a checkpoint says of its architecture
+- ``encoder``, what a training can freeze, and ``encoder_prefix`` of its parameters' names
 - ``max_length``, the most tokens it can write, and ``tokenizer``
 """
 
@@ -34,7 +36,8 @@ IGNORED = -100  # what pads targets: no loss there
 @dataclass
 class Memory:
     """What a decoder sees of M images: features (M, N, C), where there are any (mask (M, N), None
-    for everywhere), and each image's grid of rows × cols cells, row by row."""
+    for everywhere), and each image's grid of rows × cols cells, row by row; what pads a smaller
+    grid follows its cells."""
 
     features: Tensor
     grids: list[tuple[int, int]]
@@ -59,6 +62,8 @@ class Captioner(nn.Module):
     With ``cross_width`` None in the decoder's config it is a language model that sees nothing:
     the base that captioners start from.
     """
+
+    encoder_prefix = "encoder."
 
     def __init__(
         self, encoder: nn.Module, decoder: GPT2Config, tokenizer: Tokenizer, preprocessing: dict,
@@ -133,6 +138,13 @@ class Captioner(nn.Module):
         state = self.start(memory)
         inputs = torch.cat([start, tokens[:, :-1]], 1)
         return self.decoder.cross_attention(inputs, state.memory, state.mask, layer)
+
+    def describe(self) -> dict:
+        """What ``load_captioner`` rebuilds it from."""
+        config = self.decoder.config
+        return {"kind": "captioner" if config.cross_width else "base",
+                "encoder": self.architecture, "decoder": asdict(config),
+                "tokenizer": self.tokenizer.to_json(), "preprocessing": self.preprocessing}
 
     def check_layer(self, layer: int) -> None:
         """UserError for a layer that the decoder does not have; negative ones count from the
@@ -218,7 +230,9 @@ def gpt2_base(
 
 def see(base: Captioner, dropout: float = 0.1, cross_width: int | None = None) -> Captioner:
     """A captioner with the weights of ``base``, a captioner or a language model: cross-attention
-    is fresh where there was none."""
+    is fresh where there was none. One of another architecture sees already."""
+    if not isinstance(base, Captioner):
+        return base.with_dropout(dropout)
     config = base.decoder.config
     cross_width = config.cross_width or cross_width or config.width
     config = replace(config, cross_width=cross_width, dropout=dropout)
@@ -247,24 +261,27 @@ def blend_captioners(first: str | Path, second: str | Path, share: float) -> Cap
 
 def save_captioner(path: str | Path, captioner: Captioner, **metadata) -> None:
     """Write a checkpoint in float16, of kind ``base`` where there is no cross-attention."""
-    config = captioner.decoder.config
-    save_checkpoint(path, captioner.state_dict(), {
-        "kind": "captioner" if config.cross_width else "base",
-        "encoder": captioner.architecture, "decoder": asdict(config),
-        "tokenizer": captioner.tokenizer.to_json(), "preprocessing": captioner.preprocessing,
-        **metadata})
+    save_checkpoint(path, captioner.state_dict(), captioner.describe() | metadata)
 
 
 def load_captioner(path: str | Path, *kinds: str) -> Captioner:
     """What ``save_captioner`` wrote, in float32 and eval mode; ``kinds`` default to captioner."""
     tensors, metadata = load_checkpoint(path, *(kinds or ("captioner",)))
     try:
-        encoder, config = metadata["encoder"], GPT2Config(**metadata["decoder"])
-        preprocessing, tokenizer = dict(metadata["preprocessing"]), metadata["tokenizer"]
-        vit = build_vit(encoder["name"], **encoder["args"])[0]
-        captioner = Captioner(vit, config, Tokenizer.from_json(tokenizer), preprocessing, encoder,
-                              metadata)
-    except (UserError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        captioner = _rebuild(metadata)
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
     load_strict(captioner, tensors, path)
     return captioner.eval()
+
+
+def _rebuild(metadata: dict) -> Captioner:
+    """What ``describe`` described, its weights still to load."""
+    if metadata.get("architecture") == "catr":
+        from models.catr import rebuild_catr  # which builds on this file
+
+        return rebuild_catr(metadata)
+    encoder, config = metadata["encoder"], GPT2Config(**metadata["decoder"])
+    preprocessing, tokenizer = dict(metadata["preprocessing"]), metadata["tokenizer"]
+    vit = build_vit(encoder["name"], **encoder["args"])[0]
+    return Captioner(vit, config, Tokenizer.from_json(tokenizer), preprocessing, encoder, metadata)

@@ -1,7 +1,8 @@
-"""Text to token ids and back: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019).
+"""Text to token ids and back: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) and BERT's
+word pieces (Devlin et al. 2019).
 
 The tokenizers library does the work. A tokenizer travels as JSON inside a checkpoint, or comes from
-GPT-2's ``encoder.json`` and ``vocab.bpe``.
+GPT-2's ``encoder.json`` and ``vocab.bpe``, or from BERT's ``vocab.txt``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tokenizers
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 END_OF_TEXT = "<|endoftext|>"  # one token that starts, ends and pads a caption, as GPT-2 has it
+CLS_SEP_PAD = "[CLS]", "[SEP]", "[PAD]"  # the three that do so in BERT's vocabulary
 
 
 class Tokenizer:
@@ -23,10 +25,12 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend = backend
         self.vocab_size = backend.get_vocab_size()
-        end = backend.token_to_id(END_OF_TEXT)
-        if end is None:
-            raise UserError(f"the tokenizer has no token {END_OF_TEXT}")
-        self.start_id = self.end_id = self.pad_id = end
+        names = CLS_SEP_PAD if backend.token_to_id(END_OF_TEXT) is None else [END_OF_TEXT] * 3
+        ids = [backend.token_to_id(name) for name in names]
+        if None in ids:
+            raise UserError(f"the tokenizer has no token {END_OF_TEXT}, nor all of "
+                            f"{' '.join(CLS_SEP_PAD)}")
+        self.start_id, self.end_id, self.pad_id = ids
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``, without special ones."""
@@ -96,6 +100,29 @@ def gpt2_tokenizer(encoder_json: str | Path, vocab_bpe: str | Path) -> Tokenizer
     backend.add_special_tokens([END_OF_TEXT])
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    return Tokenizer(backend)
+
+
+def wordpiece_tokenizer(vocab: str | Path) -> Tokenizer:
+    """BERT's lower-casing one, from its ``vocab.txt``; UserError where the file is no such.
+
+    Text is put together as BERT's library does it: no space before . , ? ! nor around an
+    apostrophe.
+    """
+    try:
+        model = tokenizers.models.WordPiece.from_file(str(vocab), unk_token="[UNK]")
+    except Exception as error:  # the library raises plain Exception for whatever is wrong
+        raise UserError(f"{vocab} is no vocabulary: {one_line(error)}") from None
+    backend = tokenizers.Tokenizer(model)
+    missing = [name for name in ("[UNK]", *CLS_SEP_PAD) if backend.token_to_id(name) is None]
+    if missing:
+        raise UserError(f"{vocab} is not BERT's vocabulary: it has no {', '.join(missing)}")
+    backend.add_special_tokens(["[UNK]", *CLS_SEP_PAD])
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.Sequence([
+        decoders.WordPiece(cleanup=True), decoders.Fuse(),
+        decoders.Replace(Regex(r" '( |$)"), "'")])
     return Tokenizer(backend)
 
 
