@@ -11,9 +11,10 @@ put into a sentence (a template), lies nearest; nothing is trained.
 id2label.json names the classes, {"0": "bicycle", "1": "chair"}: what is written for a photo is the
 key, whatever the order. --model takes a checkpoint of this project, OpenAI's state dict, a folder
 that transformers wrote, or a name on the hub such as openai/clip-vit-base-patch32; without it, it
-is ckpt/clip_vit_tiny.safetensors. --template takes a text with {object} or {} in its place, the
-name of a set (course: the report's five; cifar: the 18 that OpenAI published for CIFAR), or a file
-with a template a line; several are an ensemble (each normalized, their mean, normalized).
+is $HW3_CLIP_CKPT, else the default of ckpt/checkpoints.json, ckpt/clip_vit_tiny.safetensors.
+--template takes a text with {object} or {} in the name's place, the name of a set (course: the
+report's five; cifar: the 18 that OpenAI published for CIFAR), or a file with a template a line;
+several are an ensemble (each normalized, their mean, normalized).
 
 What to expect: README.md, "Results", names accuracy, data and time for each command.
 How to read the result: "accuracy_95" is the Wilson interval: templates closer than that are not
@@ -55,13 +56,13 @@ from utils import (
 import numpy as np
 
 import captions
+import checkpoints
 import data
 import figures
 from metrics import accuracy
 from metrics.retrieval import recall
 
 HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE / "ckpt" / "clip_vit_tiny.safetensors"
 SHOWN = 20  # predictions that are printed with name and probability; the CSV has all
 MOST_PANELS = 24
 TEMPLATE = "a photo of a {object}"  # of predict and top5, so of hw3_1.sh
@@ -329,7 +330,7 @@ def make_parser():
         command = commands.add_parser(name, help=help, description=help)
         command.set_defaults(run=function)
         add_run_options(command, None)
-        command.add_argument("--model", "--checkpoint", default=str(CHECKPOINT),
+        command.add_argument("--model", "--checkpoint", default=str(checkpoints.default("clip")),
                              metavar="FILE|FOLDER|NAME",
                              help="a clip checkpoint, transformers' folder, or a hub name")
         return command

@@ -271,13 +271,25 @@ class Transform:
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
 
+    def __post_init__(self) -> None:
+        """ValueError for what no photo can be prepared by."""
+        numbers = (*self.mean, *self.std, self.crop_pct)
+        if not (len(self.size) == 2 and all(type(side) is int and side > 0 for side in self.size)):
+            raise ValueError(f"a size of {self.size}")
+        if not (len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, numbers))
+                and min(self.std) > 0 and 0.001 < self.crop_pct <= 1):
+            raise ValueError(f"mean {self.mean}, std {self.std}, crop_pct {self.crop_pct}")
+        if (self.resize not in ("crop", "squash", "longest")
+                or self.interpolation.upper() not in Image.Resampling.__members__):
+            raise ValueError(f"resize {self.resize}, interpolation {self.interpolation}")
+
     @classmethod
     def from_fields(cls, fields: dict) -> Transform:
         """From what a model's builder or a checkpoint says; UserError where that is not whole."""
         try:
             lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
             return cls(**{**fields, **lists})
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the model's preprocessing is described wrongly: {error}") from None
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:

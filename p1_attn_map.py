@@ -43,12 +43,12 @@ from utils import (
 
 import numpy as np
 
+import checkpoints
 import data
 import figures
 from metrics import faithfulness
 
 HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE / "ckpt" / "pets_vit_tiny.safetensors"
 QUANTITIES = {"last": "share of attention, per patch", "rollout": "share of rollout, per patch",
               "relevance": "relevance, per patch"}
 SHEET = 40  # photos on a sheet
@@ -223,7 +223,7 @@ def parse_args():
     parser.add_argument("--faithfulness", action="store_true",
                         help="instead of figures: deletion and insertion areas of every method")
     model = parser.add_argument_group("model")
-    model.add_argument("--checkpoint", default=str(CHECKPOINT), metavar="FILE",
+    model.add_argument("--checkpoint", default=str(checkpoints.default("p1")), metavar="FILE",
                        help="a classifier, of this project or another library's layout")
     model.add_argument("--model", metavar="NAME|FILE",
                        help="timm's name, hf:owner/name, or a file")

@@ -34,11 +34,8 @@ from utils import (
 
 import numpy as np
 
+import checkpoints
 import figures
-
-HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE / "ckpt" / "pets_vit_tiny.safetensors"
-
 
 # --- compute ------------------------------------------------------------------------------------
 
@@ -98,7 +95,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    sources = [*args.checkpoint, *args.model] or [str(CHECKPOINT)]
+    sources = [*args.checkpoint, *args.model] or [str(checkpoints.default("p1"))]
     if args.npz and len(sources) > 1:
         raise UserError("--npz keeps one model's similarity; give one --model or --checkpoint")
     for path in filter(None, (args.output, args.npz)):

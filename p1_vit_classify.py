@@ -8,8 +8,9 @@ A ViT (Dosovitskiy et al. 2021) is fine-tuned on a folder of photos named <label
   python3 p1_vit_classify.py average --checkpoint A B --output mean.safetensors
   python3 p1_vit_classify.py sweep --train DIR --val DIR --out runs/lr --vary lr=1e-3,1e-4
 
-Without --checkpoint, predict and eval use ckpt/pets_vit_tiny.safetensors (37 pet breeds). Several
-checkpoints are an ensemble: the mean of their probabilities.
+Without --checkpoint, predict and eval use $HW3_P1_CKPT, else the default of ckpt/checkpoints.json,
+which ships: ckpt/pets_vit_tiny.safetensors (37 pet breeds). Several checkpoints are an ensemble:
+the mean of their probabilities.
 
 A checkpoint is a file of this project, or a ViT that transformers or pytorch_pretrained_vit saved;
 --model also takes hf:owner/name and timm's names, and where train is given one of them as --model
@@ -54,12 +55,12 @@ from utils import (
 
 import numpy as np
 
+import checkpoints
 import data
 import figures
 from metrics import accuracy
 
 HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE / "ckpt" / "pets_vit_tiny.safetensors"
 INFERENCE_BATCH = {"cpu": 8, "cuda": 64}  # on a CPU a batch that stays in the cache is fastest
 SHOWN = 20  # predictions that are printed with name and probability; the CSV has all
 
@@ -382,8 +383,8 @@ def make_parser():
     for command in (predicting, evaluating):
         command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
                              help="folder of photos, without its subfolders")
-        command.add_argument("--checkpoint", nargs="+", default=[str(CHECKPOINT)], metavar="FILE",
-                             help="several: their mean probability")
+        command.add_argument("--checkpoint", nargs="+", default=[str(checkpoints.default("p1"))],
+                             metavar="FILE", help="several: their mean probability")
         command.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
                              metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
     averaging = commands.add_parser("average", help="one checkpoint of several ones' mean weights")

@@ -52,11 +52,11 @@ from utils import (
 import numpy as np
 
 import captions
+import checkpoints
 import data
 import figures
 
 HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE / "ckpt" / "flickr8k_captioner.safetensors"
 CLIP = HERE / "ckpt" / "clip_vit_tiny.safetensors"
 END = "<end>"
 Texts = dict[Path, tuple[str, list[int]]]  # each image's caption, and its ids with the end token
@@ -225,7 +225,7 @@ def parse_args():
     parser.add_argument("--captions", metavar="JSON",
                         help='draw these, {"<image name>": "caption", …}, not the model\'s own')
     parser.add_argument("--npz", metavar="FILE", help="keep the maps and their words here")
-    add_captioner_options(parser, CHECKPOINT)
+    add_captioner_options(parser, checkpoints.default("p2"))
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
                       help="rank the captions by CLIPScore, draw the first and the last")

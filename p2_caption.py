@@ -10,9 +10,10 @@ The captioner is a vision transformer whose patches a small GPT-2 sees through c
       --checkpoint runs/language/best.safetensors
   python3 p2_caption.py predict --model catr --weights FILE --vocab vocab.txt --images DIR …
 
-Without --checkpoint, predict and eval use ckpt/flickr8k_captioner.safetensors. score gives a
-prediction file the figures of the course's evaluator, without Java, in about a second: CIDEr,
-BLEU-1 … BLEU-4 and ROUGE-L of the COCO caption toolkit, tokenized as Stanford's PTBTokenizer does.
+Without --checkpoint, predict and eval use $HW3_P2_CKPT, else the default of ckpt/checkpoints.json,
+which ships: ckpt/flickr8k_captioner.safetensors. score gives a prediction file the figures of the
+course's evaluator, without Java, in about a second: CIDEr, BLEU-1 … BLEU-4 and ROUGE-L of the COCO
+caption toolkit, tokenized as Stanford's PTBTokenizer does.
 eval, and score --images DIR, add CLIPScore (Hessel et al. 2021), by ckpt/clip_vit_tiny.safetensors
 or the CLIP that --clip names; those of different CLIPs, or prefixes, are not comparable.
 
@@ -54,12 +55,12 @@ from utils import (
 import numpy as np
 
 import captions
+import checkpoints
 import data
 from metrics.captions import NAMES, describe, score_captions
 from metrics.clipscore import PREFIX, mean_interval
 
 HERE = Path(__file__).resolve().parent
-CHECKPOINT = HERE / "ckpt" / "flickr8k_captioner.safetensors"
 CLIP = HERE / "ckpt" / "clip_vit_tiny.safetensors"
 SHOWN = 20  # captions that are printed; the JSON has all
 FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
@@ -345,7 +346,7 @@ def make_parser():
         command.add_argument("--images", default=str(HERE / "samples" / "scenes"),
                              metavar="DIR",
                              help="folder of photos, without its subfolders")
-        add_captioner_options(command, CHECKPOINT)
+        add_captioner_options(command, checkpoints.default("p2"))
         add_search_options(command)
     predicting.add_argument("--output", required=True, metavar="JSON",
                             help="file to write, whole or not at all")

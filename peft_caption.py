@@ -14,7 +14,7 @@ decoder_model.bin (encoder.json and vocab.bpe beside it) that GPT-2 and a ViT: t
 --encoder NAME with --weights FILE or --pretrained. A PEFT file holds trained tensors alone and
 fits the base that it was trained over, no other; it remembers by what name and from where its
 encoder came, and looks for a --weights file beside itself. Without --checkpoint, predict and eval
-take $HW3_P2_CKPT, else ckpt/flickr8k_peft.safetensors.
+take $HW3_P2_CKPT, else the default of ckpt/checkpoints.json, ckpt/flickr8k_peft.safetensors.
 
 Methods: cross trains fresh cross-attention to the photo alone; adapter, prefix and lora add
 bottlenecks, learned keys and values, or low-rank changes to it; full trains all of the decoder. The
@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from pathlib import Path
 from statistics import median
 
@@ -56,11 +55,11 @@ from utils import (
 )
 
 import captions
+import checkpoints
 import data
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE / "ckpt" / "captioner_base.safetensors"
-CHECKPOINT = HERE / "ckpt" / "flickr8k_peft.safetensors"
 CLIP = HERE / "ckpt" / "clip_vit_tiny.safetensors"
 METHODS = ("cross", "adapter", "prefix", "lora", "full")
 COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap")
@@ -306,7 +305,7 @@ def make_parser():
         command.add_argument("--images", default=str(HERE / "samples" / "scenes"), metavar="DIR",
                              help="folder of photos, without its subfolders")
         command.add_argument("--checkpoint", metavar="FILE", help="what train wrote",
-                             default=os.environ.get("HW3_P2_CKPT") or str(CHECKPOINT))
+                             default=str(checkpoints.default("p2_peft")))
         add_search_options(command)
     predicting.add_argument("--output", required=True, metavar="JSON",
                             help="file to write, whole or not at all")

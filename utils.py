@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -454,9 +455,19 @@ def read_json(path: str | Path) -> object:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def progress(total: int, title: str, unit: str, hidden: bool = False):
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def progress(total: int | None, title: str, unit: str, hidden: bool = False, done: int = 0):
     """A progress bar on stderr; where stderr is a log file, a line now and then."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=title, unit=unit, disable=hidden, dynamic_ncols=True,
+                initial=done, unit_scale=unit == "B",
                 mininterval=0.2 if sys.stderr.isatty() else 20)

@@ -19,16 +19,22 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from utils import UserError, one_line
+from utils import UserError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpoint import load_checkpoint, load_strict, read_tensors, save_checkpoint
-from models.gpt2 import GPT2, GPT2Config, KeyValue, from_gpt2, gpt2_config
+from models.checkpoint import (
+    load_checkpoint,
+    load_strict,
+    read_tensors,
+    rebuild,
+    save_checkpoint,
+)
+from models.gpt2 import GPT2, GPT2Config, KeyValue, described_gpt2, from_gpt2, gpt2_config
 from models.tokenizer import Tokenizer, gpt2_files, gpt2_tokenizer
-from models.vit import build_vit
+from models.vit import build_vit, described_vit
 
 IGNORED = -100  # what pads targets: no loss there
 
@@ -267,21 +273,17 @@ def save_captioner(path: str | Path, captioner: Captioner, **metadata) -> None:
 def load_captioner(path: str | Path, *kinds: str) -> Captioner:
     """What ``save_captioner`` wrote, in float32 and eval mode; ``kinds`` default to captioner."""
     tensors, metadata = load_checkpoint(path, *(kinds or ("captioner",)))
-    try:
-        captioner = _rebuild(metadata)
-    except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
-    load_strict(captioner, tensors, path)
-    return captioner.eval()
+
+    return rebuild(lambda: _described(metadata, tensors), tensors, path)
 
 
-def _rebuild(metadata: dict) -> Captioner:
-    """What ``describe`` described, its weights still to load."""
+def _described(metadata: dict, tensors: dict[str, Tensor]) -> Captioner:
+    """What ``describe`` described. Raises anything where that is wrong."""
     if metadata.get("architecture") == "catr":
-        from models.catr import rebuild_catr  # which builds on this file
+        from models.catr import described_catr  # which builds on this file
 
-        return rebuild_catr(metadata)
-    encoder, config = metadata["encoder"], GPT2Config(**metadata["decoder"])
-    preprocessing, tokenizer = dict(metadata["preprocessing"]), metadata["tokenizer"]
-    vit = build_vit(encoder["name"], **encoder["args"])[0]
-    return Captioner(vit, config, Tokenizer.from_json(tokenizer), preprocessing, encoder, metadata)
+        return described_catr(metadata, tensors)
+    encoder, preprocessing = metadata["encoder"], metadata["preprocessing"]
+    return Captioner(described_vit(encoder, preprocessing),
+                     described_gpt2(metadata["decoder"], tensors),
+                     Tokenizer.from_json(metadata["tokenizer"]), preprocessing, encoder, metadata)

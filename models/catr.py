@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from models.captioner import Captioner, Memory, State
-from models.checkpoint import load_strict, read_tensors
+from models.checkpoint import read_tensors, rebuild
 from models.detr import (
     DecoderLayer,
     EncoderLayer,
@@ -199,19 +199,14 @@ def open_catr(weights: str | Path | None, vocab: str | Path | None) -> CATR:
     """The public weights with BERT's vocabulary (``vocab.txt``), in eval mode."""
     if not (weights and vocab):
         raise UserError("--model catr needs --weights FILE and BERT's vocabulary, --vocab FILE")
-    catr = _to_load(CATRConfig(), wordpiece_tokenizer(vocab))
-    load_strict(catr, read_tensors(weights)[0], weights)
-    return catr.eval()
+    tokenizer = wordpiece_tokenizer(vocab)
+    return rebuild(lambda: CATR(CATRConfig(), tokenizer), read_tensors(weights)[0], weights)
 
 
-def rebuild_catr(metadata: dict) -> CATR:
-    """What ``CATR.describe`` described, its weights still to load."""
-    return _to_load(CATRConfig(**metadata["config"]), Tokenizer.from_json(metadata["tokenizer"]),
-                    metadata["preprocessing"], metadata)
-
-
-def _to_load(*words) -> CATR:
-    """A CATR without the seconds that it takes to draw random weights."""
-    with torch.device("meta"):
-        catr = CATR(*words)
-    return catr.to_empty(device="cpu")
+def described_catr(metadata: dict, tensors: dict[str, Tensor]) -> CATR:
+    """What ``CATR.describe`` described in a checkpoint with ``tensors``."""
+    config = CATRConfig(**metadata["config"])
+    if sum(config.blocks) + config.encoder_layers + config.decoder_layers > len(tensors):
+        raise UserError(f"more layers than the file's {len(tensors)} tensors can fill")
+    return CATR(config, Tokenizer.from_json(metadata["tokenizer"]), metadata["preprocessing"],
+                metadata)

@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from utils import UserError, one_line, whole_file
@@ -73,7 +73,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
+        raise UserError(f"checkpoint {path} does not exist; download_ckpt.sh fetches those that "
+                        "ckpt/checkpoints.json lists")
     if not os.path.getsize(path):
         raise UserError(f"checkpoint {path} is empty; fetch or train it again")
     if path.suffix != ".safetensors":
@@ -121,7 +122,44 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict) or not all(
             isinstance(key, str) and torch.is_tensor(value) for key, value in content.items()):
         raise UserError(f"{path} holds no state dict (names to tensors)")
+    odd = [name for name, tensor in content.items() if not _is_plain(tensor)]
+    if odd:
+        raise UserError(f"{path} was not loaded: {odd[0]} is sparse, quantized, or larger than "
+                        "what is stored of it; save plain tensors")
     return content
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether each element is stored: a few bytes can claim to be a tensor of any size."""
+    return (tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+            and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size())
+
+
+def rebuild(
+    build: Callable[[], torch.nn.Module], tensors: dict[str, torch.Tensor], source: object
+) -> torch.nn.Module:
+    """The model that ``build`` makes of what a file says of itself, with the file's tensors, in
+    eval mode.
+
+    It is made on the meta device, so that a model which the tensors do not fit costs no memory,
+    however large, and one that they fit no random weights. Raises UserError for what is wrong.
+    """
+    try:
+        with torch.device("meta"):
+            model = build()
+        check_fit(model, tensors, source)
+        if dict(model.named_buffers()).keys() <= model.state_dict().keys():
+            model.to_empty(device="cpu")
+        else:  # what no file keeps must be computed
+            model = build()
+    except Exception as error:  # a wrong description fails anywhere in timm and torch
+        if isinstance(error, UserError) and str(source) in str(error):
+            raise
+        missing = " is missing" * isinstance(error, KeyError)
+        raise UserError(f"{source} describes its model wrongly: {one_line(error)}{missing}"
+                        ) from None
+    load_strict(model, tensors, source)
+    return model.eval()
 
 
 def load_strict(
@@ -132,6 +170,15 @@ def load_strict(
 
     Where ``only`` these names are to be there, the model keeps the rest as it is.
     """
+    check_fit(model, tensors, source, only)
+    model.load_state_dict({**model.state_dict(), **tensors})
+
+
+def check_fit(
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: object,
+    only: Collection[str] | None = None,
+) -> None:
+    """UserError that names keys missing, left over, of another shape, or of integers for floats."""
     state = model.state_dict()
     expected = {key: state[key] for key in (state if only is None else only)}
     refuse_misfits({
@@ -142,8 +189,12 @@ def load_strict(
             for key in expected
             if key in tensors and tensors[key].shape != expected[key].shape
         ],
+        "of another type": [
+            f"{key} {tensors[key].dtype}" for key in expected
+            if key in tensors
+            and tensors[key].is_floating_point() != expected[key].is_floating_point()
+        ],
     }, source, "the model")
-    model.load_state_dict({**state, **tensors})
 
 
 def refuse_misfits(problems: dict[str, list[str]], source: object, target: str) -> None:

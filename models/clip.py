@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpoint import digest, load_checkpoint, load_strict, save_checkpoint
+from models.checkpoint import digest, load_checkpoint, rebuild, save_checkpoint
 from models.foreign import openai_clip, silence_transformers
-from models.gpt2 import GPT2, GPT2Config
+from models.gpt2 import GPT2, GPT2Config, described_gpt2
 from models.hub import SUFFIXES, go_offline_without_network
 from models.tokenizer import Tokenizer
-from models.vit import build_vit
+from models.vit import build_vit, described_vit
 
 MAX_SCALE = 100.0  # Radford et al. 2021, Sec. 2.5
 
@@ -180,16 +180,15 @@ def save_clip(path: str | Path, model: DualEncoder, **metadata) -> None:
 def load_clip(path: str | Path) -> DualEncoder:
     """What ``save_clip`` wrote, in float32 and eval mode."""
     tensors, metadata = load_checkpoint(path, "clip")
-    try:
-        architecture, config = metadata["vision"], GPT2Config(**metadata["text"])
-        preprocessing, tokenizer = dict(metadata["preprocessing"]), metadata["tokenizer"]
-        vision = build_vit(architecture["name"], **architecture["args"])[0]
-        model = DualEncoder(vision, config, Tokenizer.from_json(tokenizer), metadata["width"],
-                            preprocessing, architecture, metadata)
-    except (UserError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
-    load_strict(model, tensors, path)
-    return model.eval()
+
+    def build() -> DualEncoder:
+        architecture, preprocessing = metadata["vision"], metadata["preprocessing"]
+        return DualEncoder(described_vit(architecture, preprocessing),
+                           described_gpt2(metadata["text"], tensors),
+                           Tokenizer.from_json(metadata["tokenizer"]), metadata["width"],
+                           preprocessing, architecture, metadata)
+
+    return rebuild(build, tensors, path)
 
 
 # --- transformers' ------------------------------------------------------------------------------

@@ -41,6 +41,10 @@ def _beside(path: Path, name: str) -> dict:
 # --- vision transformers ------------------------------------------------------------------------
 
 
+# What timm's builder may be told of a ViT: arguments of its own, which fetch and read no file.
+ARGUMENTS = ({*inspect.signature(VisionTransformer).parameters} - {"num_classes"}) | {"norm_eps"}
+
+
 @dataclass
 class ForeignViT:
     """What a classifier is made of."""
@@ -136,9 +140,8 @@ def _from_timm(tensors: Tensors, config: dict, path: Path) -> ForeignViT:
         raise UserError(f"{path} holds a ViT of timm's, but not its name: give --model NAME "
                         "--weights FILE, or put timm's config.json beside it")
     described = config["pretrained_cfg"]
-    known = set(inspect.signature(VisionTransformer).parameters) - {"num_classes"}
     args = {"img_size": described["input_size"][1:]} | config.get("model_args", {})
-    args = {key: value for key, value in args.items() if key in known}  # the rest is timm's own
+    args = {key: value for key, value in args.items() if key in ARGUMENTS}
     fields = {key: described[key] for key in ("mean", "std", "crop_pct", "interpolation")}
     return ForeignViT(tensors, {"name": config["architecture"], "args": args}, fields,
                       *imagenet_or_numbers(config["num_classes"]))
@@ -163,7 +166,11 @@ def for_timm(args: dict) -> dict:
 
 def for_model(model: VisionTransformer, tensors: Tensors, source: object) -> Tensors:
     """Tensors in any layout known, for a model whose position embedding may have another grid."""
-    return checkpoint_filter_fn(to_timm(tensors, source), model)
+    tensors = to_timm(tensors, source)
+    try:
+        return checkpoint_filter_fn(tensors, model)
+    except Exception as error:  # tensors of another model fail in many ways there
+        raise UserError(f"{source} does not fit the model: {one_line(error)}") from None
 
 
 # --- CLIP ---------------------------------------------------------------------------------------

@@ -30,6 +30,16 @@ class GPT2Config:
     cross_width: int | None = 768  # of queries, keys and values over the memory; None: no memory
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        """UserError for what no GPT-2 can be built of."""
+        sizes = (self.vocab_size, self.max_length, self.width, self.layers, self.heads,
+                 self.width if self.cross_width is None else self.cross_width)
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise UserError(f"a GPT-2 cannot have the sizes {sizes}")
+        if self.width % self.heads or sizes[-1] % self.heads:
+            raise UserError(f"{self.heads} heads do not divide a width of "
+                            f"{self.width if self.width % self.heads else self.cross_width}")
+
 
 class SelfAttention(nn.Module):
     """Causal multi-head attention over the tokens so far."""
@@ -231,6 +241,14 @@ def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
+def described_gpt2(fields: dict, tensors: dict[str, Tensor]) -> GPT2Config:
+    """The size that a checkpoint with ``tensors`` says its GPT-2 has."""
+    config = GPT2Config(**fields)
+    if config.layers > len(tensors):  # before anyone builds them
+        raise UserError(f"{config.layers} layers, in a file of {len(tensors)} tensors")
+    return config
+
+
 def gpt2_config(tensors: dict[str, Tensor], source: object, dropout: float = 0.1) -> GPT2Config:
     """The size of a GPT-2 from its tensors (``from_gpt2``); heads are 64 wide, as in all public
     ones. Raises UserError that names what is missing."""
@@ -240,5 +258,5 @@ def gpt2_config(tensors: dict[str, Tensor], source: object, dropout: float = 0.1
         raise UserError(f"{source} is no GPT-2: {', '.join(missing)} missing or no matrix")
     vocab_size, width = tensors["wte.weight"].shape
     layers = {int(key.split(".")[1]) for key in tensors if re.match(r"h\.\d+\.", key)}
-    return GPT2Config(vocab_size, len(tensors["wpe.weight"]), width, max(layers) + 1,
+    return GPT2Config(vocab_size, len(tensors["wpe.weight"]), width, len(layers),
                       max(width // 64, 1), cross_width=None, dropout=dropout)

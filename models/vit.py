@@ -15,11 +15,12 @@ import torch
 from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 
-from models.checkpoint import load_checkpoint, load_strict, read_tensors, save_checkpoint
-from models.foreign import for_model, for_timm, foreign_vit, imagenet_or_numbers
+from models.checkpoint import load_checkpoint, load_strict, read_tensors, rebuild, save_checkpoint
+from models.foreign import ARGUMENTS, for_model, for_timm, foreign_vit, imagenet_or_numbers
 from models.hub import go_offline_without_network, local_file
 
 HEADS = ("head.", "head_dist.")
+MOST_LAYERS = 200  # a lying checkpoint could ask for a billion
 
 
 @dataclass
@@ -108,16 +109,29 @@ def load_classifier(path: str | Path) -> Classifier:
     if not metadata:
         return _load_foreign(tensors, Path(path))
     tensors, metadata = load_checkpoint(path, "classifier")
-    try:
-        architecture, classes = metadata["model"], list(metadata["classes"])
-        preprocessing = dict(metadata["preprocessing"])
-        model = _create(architecture["name"], False, num_classes=len(classes),
-                        **architecture["args"])
-        names = dict(metadata.get("names", {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} describes its model wrongly: {one_line(error)}") from None
-    load_strict(model, tensors, path)
-    return Classifier(model.eval(), preprocessing, classes, names, architecture, metadata)
+    architecture, classes, preprocessing = (
+        metadata.get(key) for key in ("model", "classes", "preprocessing"))
+    names = metadata.get("names", {})
+    if not (isinstance(classes, list) and isinstance(names, dict)
+            and all(isinstance(text, str) for text in (*classes, *names.values()))
+            and len(set(classes)) == len(classes)):
+        raise UserError(f"{path} describes its labels wrongly; they must be different texts")
+    model = rebuild(lambda: described_vit(architecture, preprocessing, len(classes)), tensors, path)
+    return Classifier(model, preprocessing, classes, names, architecture, metadata)
+
+
+def described_vit(architecture: dict, preprocessing: dict, classes: int = 0) -> VisionTransformer:
+    """The ViT that a checkpoint says it is of. Raises anything where it says so wrongly: timm would
+    fetch and read files for some arguments, so only the ViT's own pass."""
+    args = {key: tuple(value) if isinstance(value, list) else value
+            for key, value in architecture["args"].items()}
+    if not set(args) <= ARGUMENTS or not 0 < args.get("depth", 1) <= MOST_LAYERS:
+        raise ValueError(f"no ViT is built with {one_line(str(args))[:200]}")
+    model = _create(architecture["name"], False, num_classes=classes, **args)
+    if tuple(preprocessing["size"]) != model.patch_embed.img_size:
+        raise ValueError(f"photos of {preprocessing['size']} pixels for a ViT that takes "
+                         f"{model.patch_embed.img_size}")
+    return model
 
 
 def _load_foreign(tensors: dict[str, torch.Tensor], path: Path) -> Classifier:

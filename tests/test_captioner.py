@@ -198,7 +198,8 @@ def test_stored_features_follow_encoder_and_files(captioner, tmp_path, monkeypat
 def test_a_checkpoint_is_the_captioner_again(captioner, tmp_path):
     save_captioner(tmp_path / "c.safetensors", captioner, about="test")
     again = load_captioner(tmp_path / "c.safetensors")
-    images, tokens = torch.randn(2, 3, 160, 160), torch.randint(300, (2, 5))
+    images = torch.randn(2, 3, 160, 160)
+    tokens = torch.randint(captioner.tokenizer.vocab_size, (2, 5))
     assert torch.allclose(again(images, tokens), captioner(images, tokens), atol=2e-2)  # fp16
     assert again.metadata["about"] == "test" and again.max_length == 12
     with pytest.raises(UserError, match="a captioner checkpoint, a base is needed"):
@@ -210,7 +211,7 @@ def test_a_captioner_keeps_what_its_base_knows(tokenizer):
     base = build_captioner(TINY, config, tokenizer).eval()
     captioner = see(base, cross_width=8).eval()
     assert captioner.memory_proj.weight.shape == (16, 64)  # widths differ: projected
-    tokens = torch.randint(300, (2, 5))
+    tokens = torch.randint(captioner.tokenizer.vocab_size, (2, 5))
     assert torch.equal(captioner(None, tokens), base(None, tokens))
 
 

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Fetches and verifies the checkpoints that ckpt/checkpoints.json lists.
+#   bash download_ckpt.sh             what the shell scripts use by default
+#   bash download_ckpt.sh NAME …      these; --list shows the names, --help everything else
+set -u
+here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+
+exec python3 "$here/download_ckpt.py" "$@"

@@ -1,0 +1,660 @@
+"""download_ckpt.sh against a server on this machine that does what servers and networks do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+from utils import UserError
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import checkpoints
+import download_ckpt
+import transfer
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+OTHER = np.random.default_rng(1).bytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Asks ``server.answer(handler, path, start)``; HTTP/1.0, so that each connection is closed."""
+
+    def do_GET(self):
+        ranged = self.headers.get("Range")
+        self.server.requests.append((self.path, ranged, self.headers.get("If-Range")))
+        start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged else 0
+        try:
+            self.server.answer(self, start)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+
+    def send(self, status, content=b"", **headers):
+        self.send_response(status)
+        for name, value in {"Content_Length": len(content), **headers}.items():
+            if value is not None:
+                self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def give(self, start=0, stop=None, content=CONTENT, **headers):
+        """The content from ``start`` on, as a server does that knows ranges, but no further than
+        ``stop``, whatever it has announced."""
+        if start >= len(content):
+            self.send(416, Content_Range=f"bytes */{len(content)}")
+            return
+        if start:
+            headers["Content_Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        headers = {"Content_Length": len(content) - start, **headers}
+        self.send(206 if start else 200, content[start:stop], **headers)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def listening():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def server(listening):
+    listening.requests = []
+    listening.answer = lambda handler, start: handler.give(start, ETag='"1"')
+    return listening
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch, server):
+    """An empty ckpt/, and functions to fill its list and run the command."""
+    folder, waits = tmp_path / "ckpt", []
+    folder.mkdir()
+    monkeypatch.setattr(checkpoints, "FOLDER", folder)
+    monkeypatch.setattr(transfer, "sleep", waits.append)
+
+    def listed(*entries, **defaults):
+        (folder / "checkpoints.json").write_text(
+            json.dumps({"checkpoints": entries, "defaults": defaults}))
+
+    def entry(name="a", **fields):
+        return {"name": name, "file": f"{name}.bin", "size": len(CONTENT), "sha256": SHA256,
+                "url": f"http://127.0.0.1:{server.server_port}/{name}", **fields}
+
+    return SimpleNamespace(folder=folder, fetched=folder / "fetched", waits=waits, list=listed,
+                           entry=entry, file=folder / "fetched" / "a.bin")
+
+
+def run(capsys, *words):
+    """(status, lines on stderr without progress bars, stdout) of the command, in this process."""
+    try:
+        status = download_ckpt.main(["--insecure", *map(str, words)])
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    lines = printed.err.replace("\r", "\n").splitlines()
+    return status, [line for line in lines if line.strip() and "B/s" not in line
+                    and "?B" not in line], printed.out
+
+
+def left(house):
+    return sorted(path.name for path in house.fetched.iterdir())
+
+
+# --- what goes well -----------------------------------------------------------------------------
+
+
+def test_a_file_is_fetched_once(house, server, capsys):
+    house.list(house.entry())
+    assert run(capsys, "--check")[0] == 0 and run(capsys, "--check", "a")[0] == 1
+    status, lines, _ = run(capsys, "a")
+    assert status == 0 and house.file.read_bytes() == CONTENT and left(house) == ["a.bin"]
+    assert lines == [f"a: wrote {house.file}"]
+    status, lines, _ = run(capsys, "a")
+    assert status == 0 and lines == [f"a: is right: {house.file}"] and len(server.requests) == 1
+    assert run(capsys, "--check", "a") == (0, [], f"a: is right: {house.file}\n")
+    assert not (house.folder / "checkpoints.lock.json").exists()
+    house.file.write_bytes(OTHER)
+    status, _, out = run(capsys, "--check")
+    assert status == 1 and "a: is not as listed (its SHA-256 is " in out
+    status, lines, _ = run(capsys, "a")
+    assert status == 0 and "fetching it again" in lines[0] and house.file.read_bytes() == CONTENT
+
+
+def test_the_first_file_is_recorded_and_held_to(house, server, capsys):
+    house.list(house.entry(size=None, sha256=None))
+    status, lines, _ = run(capsys, "a")
+    assert status == 0 and f"its SHA-256, {SHA256}, is held to from now on" in lines[-1]
+    recorded = json.loads((house.folder / "checkpoints.lock.json").read_text())
+    assert list(recorded.values()) == [{"size": len(CONTENT), "sha256": SHA256}]
+    assert "is right" in run(capsys, "--check")[2]
+    server.answer = lambda handler, start: handler.give(start, content=OTHER)
+    house.file.unlink()
+    status, lines, _ = run(capsys, "a")
+    assert status == 1 and "is not what the list says" in lines[0] and left(house) == []
+    house.list(house.entry(size=None, sha256=None, url=house.entry()["url"] + "2"))
+    assert run(capsys, "a")[0] == 0  # another URL is another file
+
+
+def test_without_a_name_the_defaults_are_fetched(house, server, capsys):
+    (house.folder / "s.bin").write_bytes(CONTENT)
+    ships = house.entry("s", url=None, shipped=True)
+    house.list(house.entry("a"), house.entry("b"), ships, p1="a", p2="s")
+    assert run(capsys)[0] == 0 and left(house) == ["a.bin"]
+    assert run(capsys, "--all")[0] == 0 and left(house) == ["a.bin", "b.bin"]
+    (house.folder / "s.bin").write_bytes(OTHER)
+    status, lines, _ = run(capsys)
+    assert status == 1 and "git checkout -- ckpt/s.bin restores it" in lines[1]
+    (house.folder / "s.bin").unlink()
+    assert run(capsys, "--check")[0] == 1 and "error: s: is not here" in run(capsys)[1]
+
+
+# --- what goes wrong on the way -----------------------------------------------------------------
+
+
+def breaking(house, server, after):
+    """A server that drops the connection after so many bytes, once for each of ``after``."""
+    after = list(after)
+
+    def answer(handler, start):
+        stop = start + after.pop(0) if after else None
+        handler.give(start, stop, ETag='"1"')
+
+    server.answer = answer
+    house.list(house.entry())
+
+
+def test_a_connection_that_breaks_goes_on_where_it_stopped(house, server, capsys):
+    breaking(house, server, [100_000, 50_000])
+    assert run(capsys, "a")[0] == 0 and house.file.read_bytes() == CONTENT
+    assert [request[1:] for request in server.requests] == [
+        (None, None), ("bytes=100000-", '"1"'), ("bytes=150000-", '"1"')]
+    assert house.waits == [1, 2] and left(house) == ["a.bin"]
+
+
+def test_the_next_run_goes_on_too(house, server, capsys):
+    breaking(house, server, [50_000] * 4)
+    status, lines, _ = run(capsys, "a")
+    assert status == 1 and "could not be had: a (the connection broke off after 200000" in lines[0]
+    assert left(house) == ["a.bin.part", "a.bin.part.json"] and house.waits == [1, 2, 4]
+    assert run(capsys, "a")[0] == 0 and house.file.read_bytes() == CONTENT
+    assert server.requests[-1][1] == "bytes=200000-"
+
+
+@pytest.mark.parametrize("answer", [
+    lambda handler, start: handler.give(),  # knows no ranges
+    lambda handler, start: (handler.send(206, b"x", Content_Range="bytes 7-7/300000") if start
+                            else handler.give()),
+    lambda handler, start: handler.send(416) if start else handler.give(),
+    lambda handler, start: handler.send(206, b"x") if start else handler.give(),
+])
+def test_a_server_that_cannot_go_on_begins_anew(house, server, capsys, answer):
+    house.list(house.entry())
+    begun(house, CONTENT[:1000], validator='"1"')
+    server.answer = answer
+    assert run(capsys, "a")[0] == 0
+    assert house.file.read_bytes() == CONTENT and left(house) == ["a.bin"]
+
+
+def begun(house, content, url=None, validator=""):
+    """A transfer that an earlier run left."""
+    house.fetched.mkdir()
+    (house.fetched / "a.bin.part").write_bytes(content)
+    (house.fetched / "a.bin.part.json").write_text(json.dumps(
+        {"url": url or house.entry()["url"], "validator": validator}))
+
+
+@pytest.mark.parametrize("fields, begin, ranges", [
+    ({}, {"content": CONTENT[:1000]}, ["bytes=1000-"]),  # only the hash can tell, and does
+    ({}, {"content": OTHER[:1000]}, ["bytes=1000-", None]),
+    ({}, {"content": CONTENT}, []),  # stopped before it got its name
+    ({}, {"content": CONTENT + b"more"}, ["bytes=300004-", None]),
+    ({}, {"content": CONTENT[:1000], "url": "http://127.0.0.1/other"}, [None]),
+    ({"sha256": None}, {"content": CONTENT[:1000]}, [None]),  # nothing could tell
+    ({"sha256": None}, {"content": CONTENT[:1000], "validator": '"1"'}, ["bytes=1000-"]),
+])
+def test_what_was_begun_is_trusted_only_where_it_can_be(
+        house, server, capsys, fields, begin, ranges):
+    house.list(house.entry(**fields))
+    begun(house, **begin)
+    assert run(capsys, "a")[0] == 0 and house.file.read_bytes() == CONTENT
+    assert [request[1] for request in server.requests] == ranges and left(house) == ["a.bin"]
+
+
+def test_a_file_that_has_changed_is_not_mixed(house, server, capsys):
+    def answer(handler, start):
+        same = handler.headers.get("If-Range") == '"2"'
+        handler.give(start if same else 0, content=OTHER, ETag='"2"')
+
+    server.answer = answer
+    house.list(house.entry(size=None, sha256=None))
+    begun(house, CONTENT[:1000], validator='"1"')
+    assert run(capsys, "a")[0] == 0 and house.file.read_bytes() == OTHER
+
+
+def test_an_error_of_the_server_is_waited_out(house, server, capsys):
+    codes = [500, 429, 503]
+    server.answer = lambda handler, start: (handler.send(codes.pop(0)) if codes else handler.give())
+    house.list(house.entry())
+    assert run(capsys, "a")[0] == 0 and house.waits == [1, 2, 4]
+    server.answer = lambda handler, start: handler.send(500)
+    house.file.unlink()
+    status, lines, _ = run(capsys, "a")
+    assert status == 1 and len(lines) == 1 and "the server answers 500 Internal" in lines[0]
+
+
+def plain(handler, start):
+    handler.give(start, Content_Length=None)
+
+
+@pytest.mark.parametrize("answer, fields, message", [
+    (lambda handler, start: handler.send(404), {}, "the server answers 404 Not Found"),
+    (lambda handler, start: handler.send(204), {}, "the server answers 204"),
+    (lambda handler, start: handler.give(content=OTHER), {}, "is not what the list says: SHA-256"),
+    (lambda handler, start: handler.give(content=CONTENT[:-1]), {},
+     "has 299999 bytes, the list says 300000"),
+    (lambda handler, start: handler.give(content=CONTENT[:-1]), {"size": None},
+     "is not what the list says"),
+    (plain, {"size": 7, "sha256": None}, "sends more than the 7 bytes"),
+    (lambda handler, start: handler.send(302, Location="file:///etc/passwd"), {}, "not allowed"),
+    (lambda handler, start: handler.send(302, Location="ftp://127.0.0.1/a"), {}, "is not https"),
+    (lambda handler, start: handler.send(302, Location="/a"), {}, "infinite loop"),
+    (None, {"url": "file:///etc/hostname"}, "is not https and was not fetched"),
+    (None, {"url": "http://[1/a"}, "is no URL"), (None, {"url": "http://h:x/a"}, "is no URL"),
+])
+def test_what_another_try_would_not_mend_gets_one_line(
+        house, server, capsys, answer, fields, message):
+    server.answer = answer
+    house.list(house.entry("b", **fields), house.entry())
+    status, lines, _ = run(capsys, "b")
+    assert status == 1 and len(lines) == 1 and message in lines[0], lines
+    assert lines[0].startswith("error: b: ") and not house.waits
+    assert not house.fetched.exists() or "b.bin" not in left(house)
+    server.answer = lambda handler, start: handler.give()
+    status, lines, _ = run(capsys, "--check", "b")
+    assert status == 1
+    assert run(capsys, "a")[0] == 0
+
+
+def test_what_fails_does_not_stop_the_others(house, server, capsys):
+    server.answer = lambda handler, start: (
+        handler.send(404) if handler.path == "/b" else handler.give())
+    house.list(house.entry("b"), house.entry(colour="red"), house.entry("c"))
+    status, lines, _ = run(capsys, "b", "a", "nobody", "c")
+    assert status == 1 and left(house) == ["c.bin"] and len(lines) == 4
+    assert "unexpected keyword argument 'colour'" in lines[1] and "lists no nobody" in lines[2]
+
+
+def test_a_redirect_is_followed_but_not_away_from_https(house, server, capsys):
+    server.answer = lambda handler, start: (
+        handler.give(start) if handler.path == "/there" else handler.send(302, Location="/there"))
+    house.list(house.entry())
+    begun(house, CONTENT[:1000])
+    assert run(capsys, "a")[0] == 0 and house.file.read_bytes() == CONTENT
+    assert server.requests[-1][:2] == ("/there", "bytes=1000-")
+    request = transfer.urllib.request.Request("https://a/b")
+    for url in ("http://a/b", "ftp://a/b"):
+        with pytest.raises(UserError, match="is not https"):
+            transfer._Redirects(False).redirect_request(request, None, 302, "", {}, url)
+    assert transfer._Redirects(False).redirect_request(request, None, 302, "", {}, "https://c/d")
+
+
+def test_http_needs_insecure(house, capsys):
+    house.list(house.entry())
+    assert download_ckpt.main(["a"]) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert "is not https and was not fetched; --insecure fetches it" in line
+    assert run(capsys, "a")[0] == 0
+
+
+def test_too_little_room(house, server, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=200_000))
+    house.list(house.entry(size=None))
+    status, lines, _ = run(capsys, "a")
+    assert status == 1 and len(lines) == 1 and "a.bin needs 0.3 MB in " in lines[0]
+    assert "0.2 MB are free; make room" in lines[0] and left(house) == []
+    house.fetched.rmdir()
+    begun(house, CONTENT[:150_000])
+    assert run(capsys, "a")[0] == 0  # the rest fits
+
+
+def test_a_disk_that_is_full_after_all(house, server, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(transfer, "check_room", full)
+    house.list(house.entry(), house.entry("b"))
+    status, lines, _ = run(capsys, "a", "b")
+    assert status == 1 and len(lines) == 2 and "No space left" in lines[0] and not left(house)
+
+
+# --- several at once, and stopping --------------------------------------------------------------
+
+
+def test_two_downloads_of_one_file(house, server, capsys):
+    asked, go_on = threading.Event(), threading.Event()
+
+    def answer(handler, start):
+        asked.set()
+        go_on.wait(10)
+        handler.give(start)
+
+    server.answer = answer
+    house.list(house.entry(size=None, sha256=None))
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(download_ckpt.main(
+        ["a", "--insecure"]))) for _ in range(3)]
+    threads[0].start()
+    asked.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert results == [0, 0, 0] and len(server.requests) == 1
+    assert house.file.read_bytes() == CONTENT and left(house) == ["a.bin"]
+    assert [path.name for path in house.folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_lock_of_a_process_that_died_is_not_waited_for(house, capsys):
+    house.list(house.entry())
+    house.fetched.mkdir()
+    (house.fetched / ".a.bin.lock").touch()
+    assert run(capsys, "a")[0] == 0 and left(house) == ["a.bin"]
+
+
+def bash(script, *words, cwd, **options):
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    return subprocess.Popen(["bash", str(script), *words], cwd=cwd, text=True,
+                            env={**os.environ, "PATH": path}, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, **options)
+
+
+def copied_house(house, folder):
+    for name in ("download_ckpt.sh", "hw3_download.sh", "download_ckpt.py", "checkpoints.py",
+                 "transfer.py", "utils.py"):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(house.folder, folder / "ckpt")
+    return folder
+
+
+def test_ctrl_c_keeps_what_came_and_bash_goes_on(house, server, capsys, tmp_path):
+    half, end = threading.Event(), threading.Event()
+
+    def answer(handler, start):
+        handler.send(200, CONTENT[:100_000], Content_Length=len(CONTENT), ETag='"1"')
+        half.set()
+        end.wait(20)
+
+    server.answer = answer
+    house.list(house.entry(), p1="a")
+    home = copied_house(house, tmp_path / "my house")
+    part = home / "ckpt" / "fetched" / "a.bin.part"
+    # Where the tests run in the background, a shell has made them deaf to Ctrl-C.
+    process = bash(home / "download_ckpt.sh", "--insecure", cwd=tmp_path,
+                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    assert half.wait(60)
+    while not part.exists() or not part.stat().st_size:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    end.set()
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "interrupted; what came so far is kept" in err.splitlines()[-1]
+    assert sorted(path.name for path in part.parent.iterdir()) == [part.name, part.name + ".json"]
+
+    server.answer = lambda handler, start: handler.give(start, ETag='"1"')
+    process = bash(home / "hw3_download.sh", "--insecure", cwd=tmp_path)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, err
+    assert part.with_suffix("").read_bytes() == CONTENT and server.requests[-1][1] is not None
+
+
+# --- no network ---------------------------------------------------------------------------------
+
+
+def test_without_a_network_one_line_says_so(house, capsys, monkeypatch):
+    def nobody(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(house.folder / "cache"))
+    (house.folder / "s.bin").write_bytes(CONTENT)
+    house.list(house.entry(url="https://example.org/a"), house.entry("s", url=None, shipped=True),
+               {"name": "m", "hub": "owner/model", "files": ["config.json"]})
+    status, lines, _ = run(capsys, "--all")
+    assert status == 1 and not house.waits
+    assert lines == [
+        f"s: is right: {house.folder / 's.bin'}",
+        "error: could not be had: a, m (Name or service not known); try again when there is a "
+        f"network. The checkpoints that ship in {house.folder} still work"]
+
+
+def test_a_server_that_is_not_there_is_tried_again(house, server, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    house.list(house.entry(url=f"http://127.0.0.1:{port}/a"))
+    status, lines, _ = run(capsys, "a")
+    assert status == 1 and house.waits == [1, 2, 4]
+    assert len(lines) == 1 and "(Connection refused); try again" in lines[0]
+
+
+# --- models of the hub --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(house, monkeypatch):
+    """A hub of one model, and its cache: large files under their SHA-256, small under git's."""
+    cache = house.folder.parent / "cache"
+    files = {"config.json": b"{}", "model.safetensors": CONTENT, "pytorch_model.bin": OTHER,
+             "README.md": b"hello"}
+    calls = []
+
+    def model_info(self, repo, **_):
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=len(content))
+                                         for name, content in files.items()])
+
+    def snapshot_download(repo, revision=None, allow_patterns=(), force_download=False):
+        calls.append((sorted(allow_patterns), force_download))
+        root = cache / ("models--" + repo.replace("/", "--"))
+        for folder in ("refs", "blobs", "snapshots/1"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / "refs" / "main").write_text("1")
+        for name in allow_patterns:
+            content = files[name]
+            as_git = b"blob %d\0" % len(content) + content
+            blob = root / "blobs" / (hashlib.sha256(content) if len(content) > 100 else
+                                     hashlib.sha1(as_git)).hexdigest()
+            blob.write_bytes(content)
+            link = root / "snapshots" / "1" / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+        return str(root / "snapshots" / "1")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return SimpleNamespace(cache=cache, files=files, calls=calls)
+
+
+def test_a_model_of_the_hub_goes_into_its_cache(house, hub, capsys):
+    house.list({"name": "m", "hub": "owner/model", "licence": "MIT", "use": "a test", "files": [
+        "config.json", "tokenizer.json|", "model.safetensors|pytorch_model.bin"]})
+    assert "m (not here)" in run(capsys, "--list")[2] and run(capsys, "--check", "m")[0] == 1
+    assert run(capsys, "m")[0] == 0 and run(capsys, "m")[0] == 0
+    assert hub.calls == [(["config.json", "model.safetensors"], False)]
+    assert "m (here)\n    a test\n    from owner/model\n    licence: MIT" in run(
+        capsys, "--list")[2]
+    for name in ("config.json", "model.safetensors"):
+        file, = hub.cache.rglob(name)
+        file.resolve().write_bytes(b"something else")
+        status, _, out = run(capsys, "--check")
+        assert status == 1 and f"m: is damaged ({file}); bash download_ckpt.sh m mends it" in out
+        assert run(capsys, "m")[0] == 0 and hub.calls[-1][1] and run(capsys, "--check")[0] == 0
+
+
+def test_a_model_that_cannot_be_had(house, hub, capsys, monkeypatch):
+    house.list({"name": "m", "hub": "owner/model", "files": ["vocab.txt"]},
+               {"name": "n", "hub": "owner/model", "files": ["config.json"]},
+               {"name": "bad", "hub": "no/such/name", "files": ["config.json"]})
+    status, lines, _ = run(capsys, "m", "bad")
+    assert status == 1 and "error: m: owner/model has no vocab.txt; mend" in lines[0]
+    assert "error: bad: no/such/name is no name on the hub" in lines[1]
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
+    status, lines, _ = run(capsys, "n")
+    assert status == 1 and "make room" in lines[0] and not hub.calls
+
+
+# --- the list -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields, message", [
+    *(({"file": name}, "is no plain file name") for name in (
+        "../x", "..", ".", "/etc/x", "a/b", "a\\b", ".hidden", "x.part", "x.part.json")),
+    ({"file": "x\n"}, "text of one line"), ({"file": 7}, "text of one line"),
+    ({"file": None, "url": "https://a/"}, "is no plain file name"),
+    ({"shipped": True}, "either"), ({"url": None}, "either"), ({"hub": "a/b"}, "either"),
+    ({"size": "7"}, "number of bytes"), ({"size": -1}, "number of bytes"),
+    ({"size": True}, "number of bytes"), ({"sha256": "0"}, "64 hexadecimal"),
+    ({"hub": "a/b", "url": None}, '"files" says'), ({"files": 7}, "not iterable"),
+    ({"file": "b.bin"}, "b has the same file"), ({"sha-256": SHA256}, "unexpected keyword"),
+])
+def test_an_entry_that_is_not_as_it_should_be_is_refused(house, server, capsys, fields, message):
+    house.list(house.entry(**fields), house.entry("b"))
+    for words in ((), ("--check",), ("--list",)):
+        status, lines, out = run(capsys, *words, "a")
+        assert status == 1 and message in (lines or [out])[0]
+    assert not server.requests and not house.fetched.exists()
+    assert [path.name for path in house.folder.parent.iterdir()] == ["ckpt"]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{", "is not valid JSON"), ("[]", 'must hold "checkpoints"'), ("{}", "must hold"),
+    ('{"checkpoints": [7], "defaults": {}}', "must hold"),
+    ('{"checkpoints": [{"name": "a"}, {"name": "a"}], "defaults": {}}', "lists a twice"),
+    ('{"checkpoints": [], "defaults": {"p3": "a"}}', "no default p3, only p1, p2"),
+])
+def test_a_list_that_cannot_be_read(house, capsys, text, message):
+    (house.folder / "checkpoints.json").write_text(text)
+    for words in ([], ["--list"], ["--check"], ["--record", __file__, "--url", "https://a/b"]):
+        with pytest.raises(UserError, match=message):
+            download_ckpt.main(words)
+
+
+def test_the_projects_own_list(capsys):
+    entries, defaults = checkpoints.read_list()
+    found = {name: checkpoints.find(entries, name) for name in entries}
+    shipped = {entry.file for entry in found.values() if entry.shipped}
+    assert shipped == {path.name for path in checkpoints.FOLDER.glob("*.safetensors")}, (
+        "bash download_ckpt.sh --record ckpt/FILE")
+    assert all(entry.licence and entry.use for entry in found.values())
+    assert all(entry.url is None or entry.url.startswith("https://") for entry in found.values())
+    names = [name for name, entry in found.items() if entry.shipped]
+    assert download_ckpt.main(["--check", *names]) == 0
+    assert all(": is right: " in line for line in capsys.readouterr().out.splitlines())
+    assert download_ckpt.main(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name} (" in out for name in entries)
+    assert "pets_vit_tiny (ships, 11.1 MB, default of p1)\n    tells 37 breeds" in out
+
+
+# --- which checkpoint an entry point uses -------------------------------------------------------
+
+
+def test_a_default_is_the_variables_the_lists_or_the_one_that_ships(house, monkeypatch):
+    for variable in set(checkpoints.VARIABLES.values()):
+        monkeypatch.delenv(variable, raising=False)
+    assert checkpoints.default("p1") == house.folder / "pets_vit_tiny.safetensors"
+    hub = {"name": "m", "hub": "a/b", "files": ["x"]}
+    house.list(house.entry(), house.entry("s", url=None, shipped=True), hub,
+               p1="a", p2="s", clip="m", p2_peft="nobody")
+    assert checkpoints.default("p1") == house.file
+    assert checkpoints.default("p2") == house.folder / "s.bin"
+    with pytest.raises(UserError, match="the default clip is m, a model on the hub"):
+        checkpoints.default("clip")
+    with pytest.raises(UserError, match="lists no nobody"):
+        checkpoints.default("p2_peft")
+    monkeypatch.setenv("HW3_P2_CKPT", "mine.safetensors")
+    assert checkpoints.default("p2") == checkpoints.default("p2_peft") == Path("mine.safetensors")
+
+
+def test_the_scripts_ask_for_it(monkeypatch):
+    import clip_zeroshot
+    import p1_vit_classify
+    import p2_caption
+
+    for variable in set(checkpoints.VARIABLES.values()):
+        monkeypatch.setenv(variable, f"{variable} file")
+    for module, words, option in (
+            (p1_vit_classify, ["predict", "--output", "x"], "HW3_P1_CKPT"),
+            (p2_caption, ["predict", "--output", "x"], "HW3_P2_CKPT"),
+            (clip_zeroshot, ["predict", "--images", "x", "--labels", "x", "--output", "x"],
+             "HW3_CLIP_CKPT")):
+        args = module.make_parser().parse_args(words)
+        chosen = getattr(args, "checkpoint", None) or args.model
+        assert chosen in (f"{option} file", [f"{option} file"])
+
+
+def test_a_student_publishes_and_a_ta_fetches(house, server, capsys, tmp_path):
+    house.list(house.entry("b", sha256=None, size=None))
+    mine = tmp_path / "best.safetensors"
+    mine.write_bytes(CONTENT)
+    url = house.entry()["url"]
+    status, lines, _ = run(capsys, "--record", mine, "--name", "mine", "--url", url, "--default",
+                           "p1", "--licence", "CC0", "--use", "my homework")
+    assert status == 0 and "commit it" in lines[0]
+    mine.unlink()
+    assert run(capsys)[0] == 0
+    assert checkpoints.default("p1") == house.fetched / "mine.safetensors"
+    assert checkpoints.default("p1").read_bytes() == CONTENT
+    out = run(capsys, "--list")[2]
+    assert f"mine (here, 0.3 MB, default of p1)\n    my homework\n    from {url}\n" in out
+    (house.folder / "new.safetensors").write_bytes(OTHER)
+    assert run(capsys, "--record", house.folder / "new.safetensors")[0] == 0
+    assert run(capsys, "--record", house.fetched / "mine.safetensors", "--name", "b")[0] == 0
+    assert run(capsys, "--check", "new", "mine")[0] == 0
+    entries, _ = checkpoints.read_list()
+    assert entries["new"]["shipped"] and entries["b"]["sha256"] == SHA256
+    mine.write_bytes(CONTENT)
+    for words in (["--record", mine], ["--record", tmp_path / "no"],
+                  ["--record", mine, "--url", "ftp://a/b"]):
+        before = checkpoints.list_path().read_text()
+        with pytest.raises(UserError):
+            download_ckpt.main(list(map(str, words)))
+        assert checkpoints.list_path().read_text() == before
+
+
+@pytest.mark.parametrize("words", [
+    ["--all", "a"], ["--record", "x", "a"], ["--list", "--check"], ["--url", "https://a/b"],
+    ["--default", "p3", "--record", "x"], ["--frist"]])
+def test_wrong_usage(house, capsys, words):
+    status, lines, _ = run(capsys, *words)
+    assert status == 2 and len(lines) == 1 and "--help" in lines[0]
+
+
+@pytest.mark.parametrize("script", ["download_ckpt.sh", "hw3_download.sh"])
+def test_the_shell_scripts_keep_the_courses_rules(script):
+    text = "\n".join(line.split("#")[0] for line in (ROOT / script).read_text().splitlines())
+    words = set(text.replace(";", " ").split())
+    assert not words & {"rm", "sudo", "cp", "mv", "mkdir", "cd", "pip", "pip3"}
+    assert "CUDA_VISIBLE_DEVICES" not in text and words & {"python3", "bash"}
