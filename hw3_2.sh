@@ -6,18 +6,16 @@
 set -u
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 
-run() {
-    if [ ! -f "$here/$1" ]; then
-        echo "hw3_2.sh: this form comes with $1, which is not here yet" >&2
-        exit 1
-    fi
-    exec python3 "$here/$1" "${@:2}"
-}
-
 case "$#:${2-}" in
-2:*.json) run p2_caption.py predict --images="$1" --output="$2" ;;
-3:*.json) run peft_caption.py predict --images="$1" --output="$2" --decoder="$3" ;;
-2:*) run p2_attn_vis.py --images="$1" --output="$2" ;;
+2:*.json)
+    exec python3 "$here/p2_caption.py" predict --images="$1" --output="$2"
+    ;;
+3:*.json)
+    exec python3 "$here/peft_caption.py" predict --images="$1" --output="$2" --decoder="$3"
+    ;;
+2:*)
+    exec python3 "$here/p2_attn_vis.py" --images="$1" --output="$2"
+    ;;
 *)
     echo "hw3_2.sh: expected IMAGES OUT.json, IMAGES OUT.json decoder_model.bin, or IMAGES OUT_DIR" >&2
     exit 2

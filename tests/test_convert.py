@@ -239,7 +239,7 @@ def without(tensors, word):
     ("query", "nor a ViT in a layout known"),
     ("layer.0.attention.attention",
      r"6 missing \(encoder.layer.0.attention.attention.query.weight, .*, …\)"),
-], ids=str)
+])
 def test_wrong_and_mixed_files_are_named_with_their_keys(tmp_path, saved_tensors, change, message):
     tensors = dict(saved_tensors)
     if isinstance(change, dict):
