@@ -25,7 +25,7 @@ BATCH = {"cpu": 32, "cuda": 128}
 
 def open_captioner(args) -> Captioner:
     """What ``--checkpoint`` names, or ``--model`` with its files (see
-    ``utils.add_captioner_options``). Resolves the run options too."""
+    ``options.add_captioner_options``). Resolves the run options too."""
     resolve_run_options(args)
     args.batch_size = args.batch_size or BATCH[args.device]
     if args.model:

@@ -71,7 +71,7 @@ def captioned_images(
 
 def training_photos(args) -> tuple[dict[Path, list[str]], dict[Path, list[str]]]:
     """(photos to learn, photos that choose the best epoch), each image file with its captions, by
-    the options of ``utils.add_photo_options``."""
+    the options of ``options.add_photo_options``."""
     images = captioned_images(args.images, args.captions, args.limit)
     if args.val_captions:
         val = captioned_images(args.val_images or args.images, args.val_captions)

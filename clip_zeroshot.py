@@ -31,22 +31,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import (
-    EXIT_SOME_UNREADABLE,
+from options import (
     ArgumentParser,
-    UserError,
     add_recipe_options,
     add_run_options,
-    check_writable,
     fraction,
-    markdown_table,
     natural,
     non_negative,
     positive_int,
+    share,
+)
+from utils import (
+    EXIT_SOME_UNREADABLE,
+    UserError,
+    check_writable,
+    markdown_table,
     printable,
     report_unreadable,
     run,
-    share,
     warn,
     write_csv,
     write_json,

@@ -29,17 +29,8 @@ import os
 from collections.abc import Container
 from pathlib import Path
 
-from utils import (
-    EXIT_ERROR,
-    EXIT_INTERRUPTED,
-    ArgumentParser,
-    UserError,
-    one_line,
-    printable,
-    run,
-    sha256_of,
-    warn,
-)
+from options import ArgumentParser
+from utils import EXIT_ERROR, EXIT_INTERRUPTED, UserError, one_line, printable, run, sha256_of, warn
 
 import checkpoints
 from checkpoints import Entry

@@ -27,10 +27,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from options import ArgumentParser, add_run_options
 from utils import (
     EXIT_SOME_UNREADABLE,
-    ArgumentParser,
-    add_run_options,
     check_writable,
     progress,
     report_unreadable,

@@ -21,16 +21,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils import (
-    ArgumentParser,
-    UserError,
-    add_run_options,
-    check_writable,
-    run,
-    warn,
-    whole_file,
-    write_json,
-)
+from options import ArgumentParser, add_run_options
+from utils import UserError, check_writable, run, warn, whole_file, write_json
 
 import numpy as np
 

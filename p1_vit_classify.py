@@ -27,26 +27,28 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from utils import (
-    EXIT_SOME_UNREADABLE,
+from options import (
     ArgumentParser,
-    UserError,
     add_recipe_options,
     add_run_options,
-    autocast,
-    check_writable,
     combinations,
     fraction,
-    markdown_table,
     non_negative,
     option_words,
     positive_int,
+    share,
+)
+from utils import (
+    EXIT_SOME_UNREADABLE,
+    UserError,
+    autocast,
+    check_writable,
+    markdown_table,
     printable,
     progress,
     report_unreadable,
     resolve_run_options,
     run,
-    share,
     warn,
     write_csv,
     write_json,

@@ -32,13 +32,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from options import ArgumentParser, add_captioner_options, add_run_options, add_search_options
 from utils import (
     EXIT_SOME_UNREADABLE,
-    ArgumentParser,
     UserError,
-    add_captioner_options,
-    add_run_options,
-    add_search_options,
     check_writable,
     npz_writer,
     printable,

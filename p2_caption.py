@@ -30,19 +30,21 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from utils import (
-    EXIT_SOME_UNREADABLE,
+from options import (
     ArgumentParser,
-    UserError,
     add_captioner_options,
     add_photo_options,
     add_recipe_options,
     add_run_options,
     add_search_options,
-    check_writable,
     fraction,
     non_negative,
     positive_int,
+)
+from utils import (
+    EXIT_SOME_UNREADABLE,
+    UserError,
+    check_writable,
     printable,
     report_unreadable,
     resolve_run_options,

@@ -32,19 +32,21 @@ import dataclasses
 from pathlib import Path
 from statistics import median
 
-from utils import (
-    EXIT_SOME_UNREADABLE,
+from options import (
     ArgumentParser,
-    UserError,
     add_photo_options,
     add_recipe_options,
     add_run_options,
     add_search_options,
-    check_writable,
     fraction,
-    markdown_table,
     non_negative,
     positive_int,
+)
+from utils import (
+    EXIT_SOME_UNREADABLE,
+    UserError,
+    check_writable,
+    markdown_table,
     report_unreadable,
     resolve_run_options,
     run,

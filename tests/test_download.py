@@ -389,7 +389,7 @@ def bash(script, *words, cwd, **options):
 
 def copied_house(house, folder):
     for name in ("download_ckpt.sh", "hw3_download.sh", "download_ckpt.py", "checkpoints.py",
-                 "transfer.py", "utils.py"):
+                 "transfer.py", "options.py", "utils.py"):
         folder.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(house.folder, folder / "ckpt")
