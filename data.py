@@ -83,7 +83,7 @@ def label_from_name(path: Path) -> str:
     label, separator, _ = path.name.partition("_")
     if not separator or not label:
         raise UserError(f"{path.name} carries no label: name files <label>_<anything>.<ext>, "
-                        "or give --labels FILE.csv")
+                        "or give a CSV filename,label (see --help)")
     return label
 
 

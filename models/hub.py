@@ -26,6 +26,7 @@ def local_file(source: str | Path) -> Path | None:
 def _from_hub(name: str) -> Path:
     """The weights of a repository on the hub; its JSON files lie beside them in the cache."""
     from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         for weights in WEIGHTS:
@@ -37,9 +38,12 @@ def _from_hub(name: str) -> Path:
             folder = snapshot_download(name, allow_patterns=[weights, *DESCRIBED])
             if Path(folder, weights).is_file():
                 return Path(folder, weights)
+    except LocalEntryNotFoundError:
+        raise UserError(f"could not fetch hf:{name} (no network?), and it is not in the hub's "
+                        "cache; give a file") from None
     except Exception as error:  # the hub raises anything
-        raise UserError(f"could not fetch hf:{name} (no network?): {one_line(error)[:200]}; give a "
-                        "file") from None
+        raise UserError(f"could not fetch hf:{name}: {one_line(error)[:200]}; give a file"
+                        ) from None
     raise UserError(f"hf:{name} has no {' or '.join(WEIGHTS)}; give a file")
 
 
