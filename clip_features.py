@@ -164,7 +164,8 @@ def caption_scores(
 def about_clipscore(clip: Clip, prefix: str) -> dict:
     """What must stand beside a CLIPScore."""
     published = Path(clip.name).name == "clip-vit-base-patch32"
-    return {"model": clip.name, "weight": WEIGHT, "prefix": prefix,
+    name = Path(clip.name).name if Path(clip.name).is_file() else clip.name
+    return {"model": name, "weight": WEIGHT, "prefix": prefix,
             "comparable": "to ViT-B/32's CLIPScores with this prefix" if published else
                           "among captions judged by this model; not comparable to ViT-B/32's"}
 

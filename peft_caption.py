@@ -173,12 +173,17 @@ def evaluate(args):
     report_unreadable(readable, unreadable)
     judge = judge_of(readable, args)
     result = measure(texts, [images[path] for path in readable], args, judge)
-    write_json(result | {
+    result |= {
         "images": len(texts), "unreadable": len(unreadable), "checkpoint": str(args.checkpoint),
         "method": captioner.metadata["method"], "captions": str(args.captions),
         "search": dataclasses.asdict(search), "bootstrap": args.bootstrap, "seed": args.seed,
-        "clipscore": judge and judge.about, "device": args.device, "precision": args.precision,
-    }, args.output)
+        "clipscore": judge and judge.about, "device": args.device, "precision": args.precision}
+    if args.record:
+        from models.checkpoint import record_measurement
+
+        record_measurement(args.checkpoint, args.record, {key: result[key] for key in (
+            "metrics", "intervals_95", "images", "search", "precision", "clipscore")})
+    write_json(result, args.output)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
@@ -314,6 +319,8 @@ def make_parser():
     evaluating.add_argument("--captions", required=True, metavar="JSON",
                             help="references in COCO's format, of images in --images")
     evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
+    evaluating.add_argument("--record", metavar="NAME",
+                            help="write the result into the checkpoint, as measured on NAME")
     add_measure_options(evaluating)
 
     counting = add("params", count, "how many parameters are trained")

@@ -93,7 +93,7 @@ class CATR(nn.Module):
         return self
 
     def describe(self) -> dict:
-        """What a checkpoint says of it; ``rebuild_catr`` reads it."""
+        """What a checkpoint says of it; ``described_catr`` reads it."""
         return {"kind": "captioner", "architecture": "catr", "config": asdict(self.config),
                 "tokenizer": self.tokenizer.to_json(), "preprocessing": self.preprocessing}
 

@@ -166,7 +166,7 @@ def test_every_method_is_a_captioner_like_any_other(world, photos, monkeypatch):
 
 
 def test_predict_and_eval_agree_with_the_captioner_itself(world, photos, capsys, tmp_path):
-    file = world / "runs" / "adapter" / "best.safetensors"
+    file = shutil.copy(world / "runs" / "adapter" / "best.safetensors", tmp_path)
     common = ["--checkpoint", file, "--base", world / "base.safetensors", "--beam", "1", *CPU]
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "a.b.jpg").write_text("no photo")
@@ -185,9 +185,12 @@ def test_predict_and_eval_agree_with_the_captioner_itself(world, photos, capsys,
     for name, text in list(zip(references, texts, strict=True))[:5]:
         references[name].append(text)  # or every score would be 0
     result = here(capsys, "eval", "--images", photos, "--captions",
-                  write(tmp_path / "v.json", coco(references)), "--bootstrap", "20", *common)
+                  write(tmp_path / "v.json", coco(references)), "--bootstrap", "20", "--record",
+                  "made-up photos", *common)
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
+    measured = read_tensors(file)[1]["measured"]["made-up photos"]
+    assert measured["metrics"] == printed["metrics"]
     expected = peft_training.measure(texts, list(references.values()),
                                      SimpleNamespace(bootstrap=20, seed=0), None)
     for part in ("metrics", "intervals_95"):
