@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import UserError, autocast, progress, resolve_run_options, whole_file
+from utils import UserError, autocast, resolve_run_options, whole_file
 
 import numpy as np
 import torch
@@ -83,18 +83,13 @@ def encoded_batches(captioner: Captioner, paths: Sequence[Path], args, unreadabl
     Only the encoder runs at ``args.precision``, what follows in float32: autocast would cast a
     decoder's weights again for every token, which costs more than bfloat16 saves.
     """
-    transform = data.Transform.from_fields(captioner.preprocessing)
     captioner.to(args.device).eval()
-    with progress(len(paths), title, "img") as bar:
-        for names, pixels in data.read_batches(
-                paths, transform, args.batch_size,
-                lambda path, reason: unreadable.append((path, reason))):
-            images = transform.normalize(torch.from_numpy(pixels).to(args.device))
-            with torch.inference_mode(), autocast(args.device, args.precision):
-                memory = captioner.encode(images)
-            memory.features = memory.features.float()
-            yield names, memory
-            bar.update(len(names))
+    for names, images in data.normalized_batches(captioner.preprocessing, paths, args, unreadable,
+                                                 title):
+        with torch.inference_mode(), autocast(args.device, args.precision):
+            memory = captioner.encode(images)
+        memory.features = memory.features.float()
+        yield names, memory
 
 
 def patch_features(

@@ -14,14 +14,12 @@ from utils import (
     UserError,
     autocast,
     check_writable,
-    progress,
     resolve_run_options,
     warn,
     whole_file,
 )
 
 import numpy as np
-import torch
 
 import data
 from metrics.clipscore import WEIGHT, clipscore
@@ -45,17 +43,12 @@ def image_features(
     clip: Clip, paths: Sequence[Path], args, title: str = "encode"
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
     """(readable paths, (N, D) float32 with rows of length 1, [(path, reason)] of the others)."""
-    transform = data.Transform.from_fields(clip.preprocessing)
     readable, rows, unreadable = [], [], []
-    with progress(len(paths), title, "img") as bar:
-        batches = data.read_batches(paths, transform, args.batch_size,
-                                    lambda path, reason: unreadable.append((path, reason)))
-        for names, pixels in batches:
-            images = transform.normalize(torch.from_numpy(pixels).to(args.device))
-            with autocast(args.device, args.precision):
-                rows.append(clip.encode_image(images).cpu().numpy())
-            readable += names
-            bar.update(len(names))
+    for names, images in data.normalized_batches(clip.preprocessing, paths, args, unreadable,
+                                                 title):
+        with autocast(args.device, args.precision):
+            rows.append(clip.encode_image(images).cpu().numpy())
+        readable += names
     return readable, np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), unreadable
 
 

@@ -61,6 +61,7 @@ import captions
 import checkpoints
 import data
 import figures
+from labels import read_classes, read_labels, sort_labels
 from metrics import accuracy
 from metrics.retrieval import recall
 
@@ -164,11 +165,11 @@ def evaluate(args):
     from clip_features import class_features, inside_imagenet
 
     paths = data.list_images(args.images, args.limit)
-    truth = dict(zip(paths, data.read_labels(paths, args.truth), strict=True))
+    truth = dict(zip(paths, read_labels(paths, args.truth), strict=True))
     check_outputs(args, args.output, args.table)
     classes, templates, clip = prepare(args)
     index = {label: i for i, label in enumerate(classes)}
-    unknown = data.sort_labels([label for label in truth.values() if label not in index])
+    unknown = sort_labels([label for label in truth.values() if label not in index])
     if unknown:
         raise UserError(f"label {unknown[0]} in {args.truth or args.images} is not among the "
                         f"{len(classes)} of {args.labels}")
@@ -260,7 +261,7 @@ def train(args):
 
 def prepare(args):
     """(label: name of each class, templates by group, the model)."""
-    classes, templates = data.read_classes(args.labels), read_templates(args.template)
+    classes, templates = read_classes(args.labels), read_templates(args.template)
     from clip_features import prepare_clip
 
     return classes, templates, prepare_clip(args.model, args)

@@ -31,7 +31,6 @@ from options import ArgumentParser, add_run_options
 from utils import (
     EXIT_SOME_UNREADABLE,
     check_writable,
-    progress,
     report_unreadable,
     resolve_run_options,
     run,
@@ -111,15 +110,7 @@ def measure_faithfulness(classifier, images, args):
 
 def batches(classifier, paths, args, unreadable, title):
     """Yield (paths, normalized images on the device) with a progress bar."""
-    import torch
-
-    transform = data.Transform.from_fields(classifier.preprocessing)
-    with progress(len(paths), title, "img") as bar:
-        for names, pixels in data.read_batches(
-                paths, transform, args.batch_size,
-                lambda path, reason: unreadable.append((path, reason))):
-            yield names, transform.normalize(torch.from_numpy(pixels).to(args.device))
-            bar.update(len(names))
+    yield from data.normalized_batches(classifier.preprocessing, paths, args, unreadable, title)
     if len(unreadable) == len(paths):
         report_unreadable((), unreadable)
 

@@ -45,7 +45,6 @@ from utils import (
     check_writable,
     markdown_table,
     printable,
-    progress,
     report_unreadable,
     resolve_run_options,
     run,
@@ -60,6 +59,7 @@ import numpy as np
 import checkpoints
 import data
 import figures
+from labels import class_indices, find_names, hold_out_tenth, read_labels, sort_labels
 from metrics import accuracy
 
 HERE = Path(__file__).resolve().parent
@@ -74,19 +74,14 @@ def classify(classifier, paths, args, title="classify"):
     """(readable paths, (N, classes) float32 probabilities, [(path, reason)] of the others)."""
     import torch
 
-    transform = data.Transform.from_fields(classifier.preprocessing)
     model = classifier.model.to(args.device).eval()
     readable, rows, unreadable = [], [], []
-    with progress(len(paths), title, "img") as bar:
-        batches = data.read_batches(paths, transform, args.batch_size,
-                                    lambda path, reason: unreadable.append((path, reason)))
-        for names, pixels in batches:
-            images = transform.normalize(torch.from_numpy(pixels).to(args.device))
-            with torch.inference_mode(), autocast(args.device, args.precision):
-                logits = model(images)
-            rows.append(logits.float().softmax(1).cpu().numpy())
-            readable += names
-            bar.update(len(names))
+    for names, images in data.normalized_batches(
+            classifier.preprocessing, paths, args, unreadable, title):
+        with torch.inference_mode(), autocast(args.device, args.precision):
+            logits = model(images)
+        rows.append(logits.float().softmax(1).cpu().numpy())
+        readable += names
     none = np.zeros((0, len(classifier.classes)), np.float32)
     return readable, np.concatenate([none, *rows]), unreadable
 
@@ -136,7 +131,7 @@ def predict(args):
 
 def evaluate(args):
     paths = data.list_images(args.images, args.limit)
-    labels = dict(zip(paths, data.read_labels(paths, args.labels), strict=True))
+    labels = dict(zip(paths, read_labels(paths, args.labels), strict=True))
     if args.output:
         check_writable(args.output)
     if args.record and len(args.checkpoint) > 1:
@@ -146,9 +141,9 @@ def evaluate(args):
     if args.record and not first.metadata:
         raise UserError(f"--record writes into a checkpoint of this project, and "
                         f"{args.checkpoint[0]} is none")
-    data.class_indices(list(labels.values()), first.classes, args.labels or args.images)
+    class_indices(list(labels.values()), first.classes, args.labels or args.images)
     readable, probabilities, unreadable = classify_with_all(classifiers, paths, args)
-    targets = data.class_indices([labels[path] for path in readable], first.classes, args.images)
+    targets = class_indices([labels[path] for path in readable], first.classes, args.images)
     confusion = accuracy.confusion_matrix(targets, probabilities.argmax(1), len(first.classes))
     names = [first.name_of(label).replace("_", " ") for label in first.classes]
     result = accuracy.summarize(probabilities, targets) | {
@@ -187,6 +182,23 @@ def average(args):
     warn(f"wrote {args.output}: the mean of {len(args.checkpoint)} checkpoints' weights")
 
 
+def labelled_folders(
+    train: str | Path, val: str | Path | None, hold_out: bool, labels_csv: str | Path | None = None,
+    limit: int | None = None,
+) -> tuple[tuple[list[Path], list[str]], tuple[list[Path], list[str]]]:
+    """((train paths, labels), (val paths, labels)): val from its own folder, or a tenth of
+    train (``hold_out``), or empty."""
+    paths = data.list_images(train, limit)
+    labels = read_labels(paths, labels_csv)
+    if val:
+        val_paths = data.list_images(val, limit)
+        return (paths, labels), (val_paths, read_labels(val_paths, labels_csv))
+    if not hold_out:
+        return (paths, labels), ([], [])
+    parts = hold_out_tenth(paths, labels)
+    return tuple(([paths[i] for i in part], [labels[i] for i in part]) for part in parts)
+
+
 def train(args):
     """Train one model; returns its history (see training.fit)."""
     import torch
@@ -197,14 +209,14 @@ def train(args):
     import training
     from models.vit import build_classifier, save_classifier
 
-    (train_paths, train_labels), (val_paths, val_labels) = data.labelled_folders(
+    (train_paths, train_labels), (val_paths, val_labels) = labelled_folders(
         args.train, args.val, args.hold_out, args.labels, args.limit)
-    classes = data.sort_labels(train_labels)
-    targets = data.class_indices(train_labels, classes, args.train)
-    val_targets = data.class_indices(val_labels, classes, args.val)
+    classes = sort_labels(train_labels)
+    targets = class_indices(train_labels, classes, args.train)
+    val_targets = class_indices(val_labels, classes, args.val)
     data.check_images(train_paths + val_paths)
     resolve_run_options(args)
-    names = data.find_names(args.train, args.names)
+    names = find_names(args.train, args.names)
     torch.manual_seed(args.seed)  # the new head
     pretrained = args.pretrained if args.pretrained is not None else bool(args.weights)
     classifier = build_classifier(

@@ -68,7 +68,7 @@ def pipeline(options, output):
     import torch
     from transformers import pipeline
 
-    from data import read_classes
+    from labels import read_classes
 
     names = {name: label for label, name in read_classes(options.labels).items()}
     classify = pipeline("zero-shot-image-classification", model=options.model, device="cpu")
@@ -178,7 +178,8 @@ def main():
     options = parser.parse_args()
     if options.side:
         return measure(options)
-    from data import list_images, read_classes
+    from data import list_images
+    from labels import read_classes
 
     with tempfile.TemporaryDirectory() as folder:
         about = {"model": options.model or f"random, ViT-B/32's shape, {options.layers} layers"}

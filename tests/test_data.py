@@ -13,6 +13,7 @@ from conftest import make_photo
 from PIL import Image
 
 import data
+from labels import hold_out_tenth, label_from_name, read_labels, sort_labels
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -52,37 +53,37 @@ def test_folders_that_cannot_be_listed(tmp_path, make, message):
 
 def test_labels_from_csv_and_from_names(tmp_path):
     paths = [tmp_path / "3_a_b.jpg", tmp_path / "x.jpg"]
-    assert data.label_from_name(paths[0]) == "3"
+    assert label_from_name(paths[0]) == "3"
     with pytest.raises(UserError, match="x.jpg carries no label"):
-        data.read_labels(paths)
+        read_labels(paths)
     table = tmp_path / "labels.csv"
     table.write_text("filename,label\n3_a_b.jpg,7\nx.jpg,8\n")
-    assert data.read_labels(paths, table) == ["7", "8"]
+    assert read_labels(paths, table) == ["7", "8"]
     table.write_text("filename,label\nx.jpg,8\n")
     with pytest.raises(UserError, match="no label for 1 of 2 images, the first is 3_a_b.jpg"):
-        data.read_labels(paths, table)
+        read_labels(paths, table)
     table.write_text("image_id,label\nx.jpg,8\n")
     with pytest.raises(UserError, match="header filename,label"):
-        data.read_labels(paths, table)
+        read_labels(paths, table)
 
 
 def test_labels_sort_by_number_or_by_text():
-    assert data.sort_labels(["10", "2", "2", "0"]) == ["0", "2", "10"]
-    assert data.sort_labels(["10", "cat", "2"]) == ["10", "2", "cat"]
+    assert sort_labels(["10", "2", "2", "0"]) == ["0", "2", "10"]
+    assert sort_labels(["10", "cat", "2"]) == ["10", "2", "cat"]
 
 
 def test_the_held_out_tenth_is_fixed_and_balanced(tmp_path):
     labels = ["0"] * 100 + ["1"] * 20 + ["2"] * 4
     paths = [tmp_path / f"{label}_{number:03}.jpg" for number, label in enumerate(labels)]
-    train, held_out = data.hold_out_tenth(paths, labels)
+    train, held_out = hold_out_tenth(paths, labels)
     assert sorted(train + held_out) == list(range(124))
     counts = {label: sum(labels[i] == label for i in held_out) for label in "012"}
     assert counts == {"0": 4, "1": 4, "2": 1}
     assert [i for i in held_out if i < 100] == [12, 37, 62, 87]
-    backwards = data.hold_out_tenth(paths[::-1], labels[::-1])[1]
+    backwards = hold_out_tenth(paths[::-1], labels[::-1])[1]
     assert {paths[::-1][i] for i in backwards} == {paths[i] for i in held_out}
     with pytest.raises(UserError, match="too few"):
-        data.hold_out_tenth(paths[:1], labels[:1])
+        hold_out_tenth(paths[:1], labels[:1])
 
 
 # --- photos -------------------------------------------------------------------------------------
