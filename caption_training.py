@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from utils import UserError, autocast, warn
@@ -81,15 +82,15 @@ class Features:
 
 
 def caption_task(
-    captioner: Captioner, images: dict[Path, list[str]], val: dict[Path, list[str]],
+    captioner: Captioner, images: dict[Path, list[str]], val: list[dict[Path, list[str]]],
     search: Search, save: Callable, args,
 ) -> Task:
-    """The task of captioning ``images``, judged by CIDEr on ``val``.
+    """The task of captioning ``images``, validated by the mean CIDEr over the sources ``val``.
 
     Where the encoder is frozen and photos are of one size and not augmented, its features are
     computed once.
     """
-    paths, val_paths = list(images), list(val)
+    paths, val_paths = list(images), [path for source in val for path in source]
     references = References(captioner, list(images.values()))
     frozen = not any(p.requires_grad for p in captioner.encoder.parameters())
     transform = data.Transform.from_fields(captioner.preprocessing)
@@ -118,7 +119,8 @@ def caption_task(
             if unreadable:
                 raise UserError("unreadable: {}: {}".format(*unreadable[0]))
         written = dict(gather_object(list(zip(share, texts, strict=True))))
-        return judge([written[i] for i in range(len(val))], list(val.values()))
+        return judge([written[i] for i in range(len(val_paths))],
+                     [list(source.values()) for source in val])
 
     if args.objective == "xe":
         loss = _cross_entropy(references, args.captions_each, args.label_smoothing, source_of)
@@ -176,10 +178,16 @@ def _self_critical(references: References, count: int, search: Search, source_of
     return loss
 
 
-def judge(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict:
-    """What ``captions`` score against each image's ``references``, and how alike they are."""
-    scores, _, _ = score_captions(captions, references)
-    return {"val_CIDEr": scores["CIDEr"], "val_BLEU-4": scores["BLEU-4"],
+def judge(captions: Sequence[str], sources: Sequence[Sequence[Sequence[str]]]) -> dict:
+    """What ``captions`` of the images of all sources score against their references, as the mean
+    over sources and each source's CIDEr where there are several, and how alike they are."""
+    rest, scores = iter(captions), []
+    for references in sources:
+        scores.append(score_captions(list(islice(rest, len(references))), references)[0])
+    return {"val_CIDEr": float(np.mean([score["CIDEr"] for score in scores])),
+            **{f"val_CIDEr_{place}": score["CIDEr"]
+               for place, score in enumerate(scores, start=1) if len(scores) > 1},
+            "val_BLEU-4": float(np.mean([score["BLEU-4"] for score in scores])),
             "val_length": float(np.mean([len(text.split()) for text in captions])),
             "val_distinct": len(set(captions)) / len(captions)}
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import IMAGE_EXTENSIONS, UserError, read_json
+from utils import IMAGE_EXTENSIONS, UserError, read_json, read_lines
 
 
 def read_captions(path: str | Path) -> dict[str, list[str]]:
@@ -69,17 +69,41 @@ def captioned_images(
             (kept[i * len(kept) // limit] for i in range(limit))}
 
 
-def training_photos(args) -> tuple[dict[Path, list[str]], dict[Path, list[str]]]:
-    """(photos to learn, photos that choose the best epoch), each image file with its captions, by
-    the options of ``options.add_photo_options``."""
-    images = captioned_images(args.images, args.captions, args.limit)
+def captioned_sources(
+    folders: Sequence[str | Path], files: Sequence[str | Path], limit: int | None = None
+) -> list[dict[Path, list[str]]]:
+    """``captioned_images`` of each pair of a folder and its caption file, ``limit`` of each.
+
+    Raises UserError where the counts differ or one photo is in two pairs.
+    """
+    if len(folders) != len(files):
+        raise UserError(f"{len(folders)} image folders and {len(files)} caption files: give one "
+                        "caption file for each folder, in the same order")
+    sources = [captioned_images(folder, file, limit)
+               for folder, file in zip(folders, files, strict=True)]
+    seen: set[Path] = set()
+    for source in sources:
+        for path in source:
+            if path.resolve() in seen:
+                raise UserError(f"{path} is in two of the caption files; keep it in one")
+        seen.update(path.resolve() for path in source)
+    return sources
+
+
+def training_photos(
+    args,
+) -> tuple[dict[Path, list[str]], list[dict[Path, list[str]]]]:
+    """(photos to learn, those of each source that choose the best epoch), each image file with
+    its captions, by the options of ``options.add_photo_options``."""
+    sources = captioned_sources(args.images, args.captions, args.limit)
     if args.val_captions:
-        val = captioned_images(args.val_images or args.images, args.val_captions)
+        val = captioned_sources(args.val_images or args.images, args.val_captions)
     else:
-        images, val = map(dict, hold_out(list(images.items()), args.hold_out))
-    if len(val) < 2:
-        raise UserError("CIDEr needs two images or more to validate on")
-    return images, val
+        parts = [hold_out(list(source.items()), args.hold_out) for source in sources]
+        sources, val = ([dict(part) for part in side] for side in zip(*parts, strict=True))
+    if any(len(part) < 2 for part in val):
+        raise UserError("CIDEr needs two images or more of each source to validate on")
+    return {path: texts for source in sources for path, texts in source.items()}, val
 
 
 def hold_out(items: Sequence, count: int) -> tuple[list, list]:
@@ -91,8 +115,36 @@ def hold_out(items: Sequence, count: int) -> tuple[list, list]:
             [item for place, item in enumerate(items) if place in places])
 
 
+def language_texts(
+    files: Sequence[str | Path], count: int | None = None
+) -> tuple[list[str], list[str]]:
+    """(captions to learn, captions that choose the best epoch) of caption files.
+
+    With ``count`` the second are those of the photos that ``training_photos`` holds out of each
+    file in COCO's format, and none of them is learned from any file; without it they are a
+    twentieth of all.
+    """
+    texts = [text for path in files for text in read_texts(path)]
+    if not count:
+        return hold_out(texts, max(len(texts) // 20, 1))
+    val = [text for path in files if _has_images(path)
+           for _, captions in hold_out(list(read_captions(path).items()), count)[1]
+           for text in captions]
+    if not val:
+        raise UserError("--hold-out holds out photos of files in COCO's format, and none is given")
+    unseen = {text.strip() for text in val}
+    return [text for text in texts if text.strip() not in unseen], val
+
+
+def _has_images(path: str | Path) -> bool:
+    return Path(path).suffix.lower() != ".txt" and "annotations" in read_json(path)
+
+
 def read_texts(path: str | Path) -> list[str]:
-    """Every caption of a file in COCO's format, or of ``{"<image name>": ["caption", …], …}``."""
+    """Every caption of a file in COCO's format, of ``{"<image name>": ["caption", …], …}``, or of a
+    ``.txt`` file with one caption a line."""
+    if Path(path).suffix.lower() == ".txt":
+        return [line for line in map(str.strip, read_lines(path)) if line]
     content = read_json(path)
     if isinstance(content, dict) and "annotations" not in content:
         captions = content

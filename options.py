@@ -125,14 +125,16 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
 def add_photo_options(parser: argparse.ArgumentParser) -> None:
     """Which captioned photos to train on and to choose the best epoch by, and how they are seen."""
     group = parser.add_argument_group("photos")
-    group.add_argument("--images", required=True, metavar="DIR", help="photos to train on")
-    group.add_argument("--captions", required=True, metavar="JSON",
-                       help="their captions, in COCO's format")
-    group.add_argument("--val-images", metavar="DIR", help="default: --images")
-    group.add_argument("--val-captions", metavar="JSON",
-                       help="chooses the best epoch (default: photos of --captions, held out)")
+    group.add_argument("--images", nargs="+", required=True, metavar="DIR",
+                       help="photos to train on; several folders are several sources")
+    group.add_argument("--captions", nargs="+", required=True, metavar="JSON",
+                       help="their captions in COCO's format, a file for each folder")
+    group.add_argument("--val-images", nargs="+", metavar="DIR", help="default: --images")
+    group.add_argument("--val-captions", nargs="+", metavar="JSON",
+                       help="chooses the best epoch by the mean over the files (default: photos "
+                            "held out of --captions)")
     group.add_argument("--hold-out", type=positive_int, default=400, metavar="N",
-                       help="photos to hold out where there is no --val-captions")
+                       help="photos of each source to hold out where there is no --val-captions")
     group.add_argument("--resize", choices=("crop", "squash"),
                        help="the largest centre square, or the whole photo made square "
                             "(default: as the starting point has it)")

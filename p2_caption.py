@@ -191,7 +191,7 @@ def train(args):
 
     images, val = captions.training_photos(args)
     training.check_out(args.out, args.resume)
-    data.check_images([*images, *val])
+    data.check_images([*images, *(path for source in val for path in source)])
     resolve_run_options(args)
     torch.manual_seed(args.seed)
     captioner = starting_point(args, list(images.values()))
@@ -199,7 +199,8 @@ def train(args):
     if args.resize:
         captioner.preprocessing |= {"resize": args.resize, "crop_pct": 1.0}
     args.features = args.features or str(Path(args.out) / "features")
-    about = describe_training(args, {"captions": Path(args.captions).name, "images": len(images)})
+    about = describe_training(args, {
+        "captions": [Path(path).name for path in args.captions], "images": len(images)})
     about["started_from"] = {key: captioner.metadata[key] for key in (*about, "started_from")
                              if key in captioner.metadata}
 
@@ -218,9 +219,8 @@ def pretrain(args):
     from caption_training import describe_training, fit_recipe, language_task
     from models.captioner import save_captioner
 
-    texts = [text for path in args.captions for text in captions.read_texts(path)]
+    texts, val_texts = captions.language_texts(args.captions, args.hold_out)
     texts = texts[:args.limit]
-    texts, val_texts = captions.hold_out(texts, max(len(texts) // 20, 1))
     training.check_out(args.out, args.resume)
     resolve_run_options(args)
     torch.manual_seed(args.seed)
@@ -385,7 +385,11 @@ def make_parser():
     pretraining = add("pretrain", pretrain, "train tokenizer and decoder on captions alone")
     add_run_options(pretraining, 128)
     pretraining.add_argument("--captions", nargs="+", required=True, metavar="JSON",
-                             help="COCO's format, or {name: [captions]}; a twentieth is held out")
+                             help="COCO's format, {name: [captions]}, or .txt with one a line")
+    pretraining.add_argument("--hold-out", type=positive_int, metavar="N",
+                             help="choose the best epoch by the captions of the photos that "
+                                  "train --hold-out N holds out, and learn none of them "
+                                  "(default: a twentieth of all captions chooses)")
     pretraining.add_argument("--max-length", type=positive_int, default=40, metavar="N",
                              help="tokens that a caption can have")
     add_training_options(pretraining)

@@ -78,7 +78,7 @@ def train(args):
     resolve_run_options(args)
     method_from(args)  # a wrong size is said before any work
     training.check_out(args.out, args.resume)
-    data.check_images([*images, *val])
+    data.check_images([*images, *(path for source in val for path in source)])
     args.features = args.features or str(Path(args.out) / "features")
     return train_over(training_base(args), images, val, args)
 
@@ -93,7 +93,7 @@ def compare(args):
     resolve_run_options(args)
     args.features = args.features or str(Path(args.out) / "features")
     runs = [run_arguments(args, method) for method in args.methods]
-    data.check_images([*images, *val, *shown])
+    data.check_images([*images, *(path for source in val for path in source), *shown])
     base = training_base(args)
     for run_args in runs:
         insert_from(run_args, base)  # too large, or of a width that does not fit: said at once

@@ -125,7 +125,8 @@ def train_over(base: Captioner, images: dict, val: dict, args) -> list[dict]:
                for name in trained(captioner) if name.endswith(".lora_A.weight")]
     if changed:
         warn(f"lora changes {len(changed)} linear layers: {' '.join(changed)}")
-    about = describe_training(args, {"captions": Path(args.captions).name, "images": len(images)})
+    about = describe_training(args, {
+        "captions": [Path(path).name for path in args.captions], "images": len(images)})
     about["encoder"] = {"name": base.architecture["name"], "pretrained": args.pretrained,
                         "weights": args.weights and Path(args.weights).name}
 

@@ -266,6 +266,16 @@ def read_json(path: str | Path) -> object:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 text file, with or without a byte-order mark."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+
+
 def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     total = hashlib.sha256()
