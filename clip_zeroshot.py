@@ -31,24 +31,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from options import (
+from utils import (
+    EXIT_SOME_UNREADABLE,
     ArgumentParser,
-    add_recipe_options,
-    add_run_options,
+    UserError,
+    check_writable,
     fraction,
+    markdown_table,
     natural,
     non_negative,
     positive_int,
-    share,
-)
-from utils import (
-    EXIT_SOME_UNREADABLE,
-    UserError,
-    check_writable,
-    markdown_table,
     printable,
-    report_unreadable,
     run,
+    share,
     warn,
     write_csv,
     write_json,
@@ -57,13 +52,16 @@ from utils import (
 
 import numpy as np
 
-import captions
-import checkpoints
-import data
-import figures
-from labels import read_classes, read_labels, sort_labels
+from ckpt import registry
+from data.captions import captioned_images
+from data.labels import read_classes, read_labels, sort_labels
+from data.photos import image_paths, list_images, load_image, report_unreadable
+from data.transform import AUGMENTATIONS
+from figures import charts
+from inference.options import add_run_options
 from metrics import accuracy
 from metrics.retrieval import recall
+from training.options import add_recipe_options
 
 HERE = Path(__file__).resolve().parent
 SHOWN = 20  # predictions that are printed with name and probability; the CSV has all
@@ -145,7 +143,7 @@ def judge(probabilities: np.ndarray, targets: np.ndarray, inside: np.ndarray) ->
 
 
 def predict(args):
-    paths = data.list_images(args.images, args.limit)
+    paths = list_images(args.images, args.limit)
     check_writable(args.output)
     classes, templates, clip = prepare(args)
     readable, images, unreadable = encode(clip, paths, args, args.embeddings)
@@ -162,9 +160,9 @@ def predict(args):
 
 
 def evaluate(args):
-    from clip_features import class_features, inside_imagenet
+    from inference.zeroshot import class_features, inside_imagenet
 
-    paths = data.list_images(args.images, args.limit)
+    paths = list_images(args.images, args.limit)
     truth = dict(zip(paths, read_labels(paths, args.truth), strict=True))
     check_outputs(args, args.output, args.table)
     classes, templates, clip = prepare(args)
@@ -199,7 +197,7 @@ def evaluate(args):
 
 
 def top5(args):
-    paths = data.image_paths(args.images, args.limit)
+    paths = image_paths(args.images, args.limit)
     if args.sample:
         paths = sorted(random.Random(args.seed).sample(paths, min(args.sample, len(paths))))
     if len(paths) > MOST_PANELS:
@@ -215,11 +213,11 @@ def top5(args):
         if true in classes:
             rank = int((row > row[labels.index(true)]).sum()) + 1
             title += f"\ntrue: {printable(classes[true])}" + f" (rank {rank})" * (rank > 5)
-        panels.append((data.load_image(path), title, [printable(classes[labels[i]]) for i in best],
+        panels.append((load_image(path), title, [printable(classes[labels[i]]) for i in best],
                        row[best], [labels[i] == true for i in best]))
         result[path.name] = [{"label": labels[i], "name": classes[labels[i]],
                               "probability": float(row[i])} for i in best]
-    figures.top_classes(panels, f"probability (%): softmax over {len(classes)} classes, "
+    charts.top_classes(panels, f"probability (%): softmax over {len(classes)} classes, "
                                 f"logit scale {clip.logit_scale:.1f}", args.output)
     warn(f"wrote {args.output}")
     write_json({"images": result, **provenance(clip, classes, args),
@@ -228,9 +226,9 @@ def top5(args):
 
 
 def retrieve(args):
-    photos = captions.captioned_images(args.images, args.captions, args.limit)
+    photos = captioned_images(args.images, args.captions, args.limit)
     check_outputs(args, args.output)
-    from clip_features import prepare_clip, text_features
+    from inference.clip import prepare_clip, text_features
 
     clip = prepare_clip(args.model, args)
     readable, images, unreadable = encode(clip, list(photos), args, args.embeddings)
@@ -245,15 +243,15 @@ def retrieve(args):
 
 
 def words(args):
-    import clip_training
+    from training.clip_words import words
 
-    clip_training.words(args)
+    words(args)
 
 
 def train(args):
-    import clip_training
+    from training.clip_pairs import pairs
 
-    clip_training.pairs(args)
+    pairs(args)
 
 
 # --- what the commands share --------------------------------------------------------------------
@@ -262,14 +260,14 @@ def train(args):
 def prepare(args):
     """(label: name of each class, templates by group, the model)."""
     classes, templates = read_classes(args.labels), read_templates(args.template)
-    from clip_features import prepare_clip
+    from inference.clip import prepare_clip
 
     return classes, templates, prepare_clip(args.model, args)
 
 
 def encode(clip, paths, args, embeddings=None):
     """As clip_features.image_features; unreadable files are reported, some image is readable."""
-    from clip_features import kept_image_features
+    from inference.clip import kept_image_features
 
     readable, features, unreadable = kept_image_features(clip, paths, args, embeddings)
     report_unreadable(readable, unreadable)
@@ -294,7 +292,7 @@ def record(args, result, keys):
 
 def classify(clip, images, classes, templates):
     """(N, D) features -> (N, classes) probabilities, by the ensemble of all templates."""
-    from clip_features import class_features
+    from inference.zeroshot import class_features
 
     texts = class_features(clip, list(classes.values()), unique(templates))
     return probabilities(images, ensemble(texts), clip.logit_scale)
@@ -333,7 +331,7 @@ def make_parser():
         command = commands.add_parser(name, help=help, description=help)
         command.set_defaults(run=function)
         add_run_options(command, None)
-        command.add_argument("--model", "--checkpoint", default=str(checkpoints.default("clip")),
+        command.add_argument("--model", "--checkpoint", default=str(registry.default("clip")),
                              metavar="FILE|FOLDER|NAME",
                              help="a clip checkpoint, transformers' folder, or a hub name")
         return command
@@ -415,9 +413,9 @@ def add_training(commands):
                           help="leave the image tower's first N blocks as they are")
     learning.add_argument("--crop-pct", type=share, metavar="SHARE",
                           help="share of the shorter side that the centre crop keeps")
-    learning.add_argument("--augment", nargs="+", choices=data.AUGMENTATIONS, metavar="NAME",
+    learning.add_argument("--augment", nargs="+", choices=AUGMENTATIONS, metavar="NAME",
                           default=["crop", "flip"],
-                          help="any of " + " ".join(data.AUGMENTATIONS))
+                          help="any of " + " ".join(AUGMENTATIONS))
     learning.add_argument("--shrink", type=fraction, default=0.0, metavar="SHARE",
                           help="share of photos that are made small and large again")
     learning.add_argument("--shrink-to", type=positive_int, default=32, metavar="PIXELS",

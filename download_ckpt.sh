@@ -5,4 +5,5 @@
 set -u
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 
-exec python3 "$here/download_ckpt.py" "$@"
+exec python3 -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); import ckpt.download as script
+script.run(script.main)' "$here" "$@"

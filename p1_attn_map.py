@@ -27,11 +27,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from options import ArgumentParser, add_run_options
 from utils import (
     EXIT_SOME_UNREADABLE,
+    ArgumentParser,
     check_writable,
-    report_unreadable,
     resolve_run_options,
     run,
     warn,
@@ -41,9 +40,18 @@ from utils import (
 
 import numpy as np
 
-import checkpoints
-import data
-import figures
+from ckpt import registry
+from data.batches import normalized_batches
+from data.photos import (
+    image_paths,
+    load_image,
+    refuse_equal_stems,
+    refuse_to_replace,
+    report_unreadable,
+)
+from data.transform import Transform
+from figures import charts, maps
+from inference.options import add_run_options
 from metrics import faithfulness
 
 HERE = Path(__file__).resolve().parent
@@ -110,7 +118,7 @@ def measure_faithfulness(classifier, images, args):
 
 def batches(classifier, paths, args, unreadable, title):
     """Yield (paths, normalized images on the device) with a progress bar."""
-    yield from data.normalized_batches(classifier.preprocessing, paths, args, unreadable, title)
+    yield from normalized_batches(classifier.preprocessing, paths, args, unreadable, title)
     if len(unreadable) == len(paths):
         report_unreadable((), unreadable)
 
@@ -120,7 +128,7 @@ def draw_all(classifier, paths, args):
     from models.attention import has_class_token
 
     out = Path(args.output)
-    transform = data.Transform.from_fields(classifier.preprocessing)
+    transform = Transform.from_fields(classifier.preprocessing)
     query = "class token" if has_class_token(classifier.model) else "mean over patches"
     target = classifier.index_of(args.target) if args.target else None
     unreadable, rows, kept, sheet = [], [], [], []
@@ -130,14 +138,14 @@ def draw_all(classifier, paths, args):
         targets = None if target is None else torch.full((len(names),), target)
         for path, grid, chances, distance in zip(
                 names, *explain(classifier, images, args, targets), strict=True):
-            photo = data.load_image(path, (480, 480))
+            photo = load_image(path, (480, 480))
             predicted = classifier.classes[chances.argmax()] if classifier.classes else None
             name = classifier.name_of(predicted) if predicted is not None else "no classifier head"
             shown_name = f"{name} ({chances.max():.0%})".replace("_", " ")
             title = f"{path.name}: {shown_name}" if predicted else path.name
             about = "" if query == "class token" else ", mean query (no class token)"
             figure = out / f"{path.stem}.png"
-            shown = figures.attention_panel(
+            shown = maps.attention_panel(
                 photo, grid, transform.box(*photo.size), f"{title}\n{args.method}{about}",
                 QUANTITIES[args.method], figure)
             sheet.append((shown, title))
@@ -173,7 +181,7 @@ def entropy_of(grids):
 def write_sheet(sheet, args, out, number):
     path = out / ("sheet.png" if number is None else f"sheet_{number}.png")
     shown, titles = zip(*sheet, strict=True)
-    figures.gallery(shown, [title.replace(": ", "\n") for title in titles],
+    charts.gallery(shown, [title.replace(": ", "\n") for title in titles],
                     f"Attention, {args.method}", path)
     warn(f"wrote {len(sheet)} figures and {path}")
     sheet.clear()
@@ -213,7 +221,7 @@ def parse_args():
     parser.add_argument("--faithfulness", action="store_true",
                         help="instead of figures: deletion and insertion areas of every method")
     model = parser.add_argument_group("model")
-    model.add_argument("--checkpoint", default=str(checkpoints.default("p1")), metavar="FILE",
+    model.add_argument("--checkpoint", default=str(registry.default("p1")), metavar="FILE",
                        help="a classifier, of this project or another library's layout")
     model.add_argument("--model", metavar="NAME|FILE",
                        help="timm's name, hf:owner/name, or a file")
@@ -226,12 +234,12 @@ def parse_args():
 
 def main():
     args = parse_args()
-    paths = data.image_paths(args.images, args.limit)
-    data.refuse_equal_stems(paths)
+    paths = image_paths(args.images, args.limit)
+    refuse_equal_stems(paths)
     if args.npz:
         check_writable(args.npz)
     figures_of = [Path(args.output) / f"{path.stem}.png" for path in paths]
-    data.refuse_to_replace(paths, [*figures_of, Path(args.output) / "sheet.png"])
+    refuse_to_replace(paths, [*figures_of, Path(args.output) / "sheet.png"])
     check_writable(Path(args.output) / "sheet.png")
     resolve_run_options(args)
 

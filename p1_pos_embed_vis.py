@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from options import ArgumentParser, add_run_options
-from utils import UserError, check_writable, run, warn, whole_file, write_json
+from utils import ArgumentParser, UserError, check_writable, run, warn, whole_file, write_json
 
 import numpy as np
 
-import checkpoints
-import figures
+from ckpt import registry
+from figures import maps
+from inference.options import add_run_options
 
 # --- compute ------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    sources = [*args.checkpoint, *args.model] or [str(checkpoints.default("p1"))]
+    sources = [*args.checkpoint, *args.model] or [str(registry.default("p1"))]
     if args.npz and len(sources) > 1:
         raise UserError("--npz keeps one model's similarity; give one --model or --checkpoint")
     for path in filter(None, (args.output, args.npz)):
@@ -107,7 +107,7 @@ def main():
                     for name, (embedding, grid) in named.items()}
     numbers = {name: {"grid": list(grid), **structure(similarity, grid)}
                for name, (similarity, grid) in similarities.items()}
-    figures.position_tiles(similarities, {n: v["by_distance"] for n, v in numbers.items()},
+    maps.position_tiles(similarities, {n: v["by_distance"] for n, v in numbers.items()},
                            args.output)
     warn(f"wrote {args.output}")
     if args.npz:

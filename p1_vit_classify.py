@@ -27,27 +27,20 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from options import (
-    ArgumentParser,
-    add_recipe_options,
-    add_run_options,
-    combinations,
-    fraction,
-    non_negative,
-    option_words,
-    positive_int,
-    share,
-)
 from utils import (
     EXIT_SOME_UNREADABLE,
+    ArgumentParser,
     UserError,
     autocast,
     check_writable,
+    fraction,
     markdown_table,
+    non_negative,
+    positive_int,
     printable,
-    report_unreadable,
     resolve_run_options,
     run,
+    share,
     warn,
     write_csv,
     write_json,
@@ -56,11 +49,16 @@ from utils import (
 
 import numpy as np
 
-import checkpoints
-import data
-import figures
-from labels import class_indices, find_names, hold_out_tenth, read_labels, sort_labels
+from ckpt import registry
+from data.batches import LabelledImages, normalized_batches
+from data.labels import class_indices, find_names, hold_out_tenth, read_labels, sort_labels
+from data.photos import check_images, list_images, load_image, report_unreadable
+from data.transform import AUGMENTATIONS, Transform, augmentation
+from figures import charts
+from inference.options import add_run_options
 from metrics import accuracy
+from training.options import add_recipe_options
+from training.sweep import combinations, option_words
 
 HERE = Path(__file__).resolve().parent
 INFERENCE_BATCH = {"cpu": 8, "cuda": 64}  # on a CPU a batch that stays in the cache is fastest
@@ -76,7 +74,7 @@ def classify(classifier, paths, args, title="classify"):
 
     model = classifier.model.to(args.device).eval()
     readable, rows, unreadable = [], [], []
-    for names, images in data.normalized_batches(
+    for names, images in normalized_batches(
             classifier.preprocessing, paths, args, unreadable, title):
         with torch.inference_mode(), autocast(args.device, args.precision):
             logits = model(images)
@@ -114,7 +112,7 @@ def load_classifiers(args):
 
 
 def predict(args):
-    paths = data.list_images(args.images, args.limit)
+    paths = list_images(args.images, args.limit)
     check_writable(args.output)
     classifiers = load_classifiers(args)
     readable, probabilities, unreadable = classify_with_all(classifiers, paths, args)
@@ -130,7 +128,7 @@ def predict(args):
 
 
 def evaluate(args):
-    paths = data.list_images(args.images, args.limit)
+    paths = list_images(args.images, args.limit)
     labels = dict(zip(paths, read_labels(paths, args.labels), strict=True))
     if args.output:
         check_writable(args.output)
@@ -156,10 +154,10 @@ def evaluate(args):
         "device": args.device, "precision": args.precision, "unreadable": len(unreadable),
     }
     if args.figures:
-        figures.confusion(confusion, names, Path(args.figures) / "confusion.png")
+        charts.confusion(confusion, names, Path(args.figures) / "confusion.png")
         wrong = accuracy.confident_errors(probabilities, targets)[:16]
-        figures.gallery(
-            [data.load_image(readable[i]) for i in wrong],
+        charts.gallery(
+            [load_image(readable[i]) for i in wrong],
             [f"{names[targets[i]]}\ntaken for {names[probabilities[i].argmax()]} "
              f"({probabilities[i].max():.0%})" for i in wrong],
             "Most confident errors", Path(args.figures) / "errors.png")
@@ -188,10 +186,10 @@ def labelled_folders(
 ) -> tuple[tuple[list[Path], list[str]], tuple[list[Path], list[str]]]:
     """((train paths, labels), (val paths, labels)): val from its own folder, or a tenth of
     train (``hold_out``), or empty."""
-    paths = data.list_images(train, limit)
+    paths = list_images(train, limit)
     labels = read_labels(paths, labels_csv)
     if val:
-        val_paths = data.list_images(val, limit)
+        val_paths = list_images(val, limit)
         return (paths, labels), (val_paths, read_labels(val_paths, labels_csv))
     if not hold_out:
         return (paths, labels), ([], [])
@@ -206,15 +204,15 @@ def train(args):
     from timm.optim import param_groups_layer_decay
     from torchvision.transforms import v2
 
-    import training
     from models.vit import build_classifier, save_classifier
+    from training.loop import Recipe, Task, fit
 
     (train_paths, train_labels), (val_paths, val_labels) = labelled_folders(
         args.train, args.val, args.hold_out, args.labels, args.limit)
     classes = sort_labels(train_labels)
     targets = class_indices(train_labels, classes, args.train)
     val_targets = class_indices(val_labels, classes, args.val)
-    data.check_images(train_paths + val_paths)
+    check_images(train_paths + val_paths)
     resolve_run_options(args)
     names = find_names(args.train, args.names)
     torch.manual_seed(args.seed)  # the new head
@@ -228,7 +226,7 @@ def train(args):
     if args.freeze:
         model.requires_grad_(False)
         model.get_classifier().requires_grad_(True)
-    transform = data.Transform.from_fields(classifier.preprocessing)
+    transform = Transform.from_fields(classifier.preprocessing)
     # Logit adjustment (Menon et al. 2021, Eq. 10): the loss sees the logits with the labels'
     # frequencies added, so the model itself comes to judge as if all labels were equally frequent.
     shares = np.bincount(targets, minlength=len(classes)) / len(targets)
@@ -262,8 +260,8 @@ def train(args):
         return {"val_loss": total[0] / total[2], "val_accuracy": total[1] / total[2],
                 "val_correct": int(total[1]), "val_images": int(total[2])}
 
-    recipe = training.Recipe(**{field.name: getattr(args, field.name)
-                                for field in dataclasses.fields(training.Recipe)})
+    recipe = Recipe(**{field.name: getattr(args, field.name)
+                                for field in dataclasses.fields(Recipe)})
     paths = ("train", "weights", "labels", "names")  # of which the checkpoint keeps the name alone
     about = {
         "recipe": {key: Path(value).name if (key in paths and value)
@@ -276,15 +274,15 @@ def train(args):
     def save(path, model, row):
         save_classifier(path, classifier.with_model(model), **about, metrics=row)
 
-    task = training.Task(
-        dataset=data.LabelledImages(train_paths, targets,
-                                    data.augmentation(args.augment, transform), args.seed),
+    task = Task(
+        dataset=LabelledImages(train_paths, targets,
+                                    augmentation(args.augment, transform), args.seed),
         groups=param_groups_layer_decay(model, args.weight_decay, model.no_weight_decay(),
                                         layer_decay=args.layer_decay),
         prepare=prepare, loss=loss, evaluate=validate, save=save,
         select="val_accuracy" if val_paths else None,
-        after_epoch=lambda rows: figures.training_curves({"": rows}, Path(args.out) / "curves.png"))
-    history = training.fit(model, task, recipe, Path(args.out), args.resume)
+        after_epoch=lambda rows: charts.training_curves({"": rows}, Path(args.out) / "curves.png"))
+    history = fit(model, task, recipe, Path(args.out), args.resume)
     warn(f"wrote best.safetensors, last.safetensors, history.csv and curves.png into {args.out}")
     return history
 
@@ -328,7 +326,7 @@ def write_sweep(settings, histories, out):
     write_text(out / "sweep.md", markdown_table(header, table))
     shown = {title: history for title, history in histories.items() if history}
     if shown:
-        figures.training_curves(shown, out / "curves.png")
+        charts.training_curves(shown, out / "curves.png")
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -368,9 +366,9 @@ def add_training_options(parser):
                         help="each layer's lr is this times that of the layer above")
     recipe.add_argument("--balance", action="store_true",
                         help="learn as if every label were equally frequent (logit adjustment)")
-    recipe.add_argument("--augment", nargs="+", choices=data.AUGMENTATIONS, metavar="NAME",
+    recipe.add_argument("--augment", nargs="+", choices=AUGMENTATIONS, metavar="NAME",
                         default=["crop", "flip"],
-                        help="any of " + " ".join(data.AUGMENTATIONS))
+                        help="any of " + " ".join(AUGMENTATIONS))
     recipe.add_argument("--mixup", type=non_negative, default=0.0, metavar="ALPHA",
                         help="mix photos in pairs by a Beta(ALPHA, ALPHA) share; 0 for none")
 
@@ -397,7 +395,7 @@ def make_parser():
     for command in (predicting, evaluating):
         command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
                              help="folder of photos, without its subfolders")
-        command.add_argument("--checkpoint", nargs="+", default=[str(checkpoints.default("p1"))],
+        command.add_argument("--checkpoint", nargs="+", default=[str(registry.default("p1"))],
                              metavar="FILE", help="several: their mean probability")
         command.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
                              metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")

@@ -32,14 +32,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from options import ArgumentParser, add_captioner_options, add_run_options, add_search_options
 from utils import (
     EXIT_SOME_UNREADABLE,
+    ArgumentParser,
     UserError,
     check_writable,
     npz_writer,
     printable,
-    report_unreadable,
     run,
     warn,
     write_csv,
@@ -48,13 +47,20 @@ from utils import (
 
 import numpy as np
 
-import captions
-import checkpoints
-import data
-import figures
+from ckpt import registry
+from data.captions import of_images, read_captions, read_predictions
+from data.photos import (
+    image_paths,
+    load_image,
+    refuse_equal_stems,
+    refuse_to_replace,
+    report_unreadable,
+)
+from data.transform import Transform
+from figures import maps
+from inference.options import add_captioner_options, add_run_options, add_search_options
 
 HERE = Path(__file__).resolve().parent
-CLIP = HERE / "ckpt" / "clip_vit_tiny.safetensors"
 END = "<end>"
 Texts = dict[Path, tuple[str, list[int]]]  # each image's caption, and its ids with the end token
 
@@ -73,8 +79,8 @@ def written_captions(captioner, memory, search) -> list[tuple[str, list[int]]]:
 def given_captions(captioner, paths: Sequence[Path], file: str | Path) -> Texts:
     """The captions in ``file``, and their ids as the captioner would have written them."""
     texts: Texts = {}
-    named = captions.read_predictions(file)
-    for path, text in captions.of_images(named, paths, file).items():
+    named = read_predictions(file)
+    for path, text in of_images(named, paths, file).items():
         ids, limit = captioner.tokenizer.encode(text), captioner.max_length
         if len(ids) >= limit:
             warn(f"{path.name}: of the caption's {len(ids)} tokens and its end, the {limit} that "
@@ -130,7 +136,7 @@ def numbers(maps: np.ndarray) -> list[dict]:
 def clip_scorer(args):
     """A function (paths, captions) -> CLIPScore of each photo with its caption (N,), by --clip
     (Hessel et al. 2021)."""
-    from clip_features import caption_scores
+    from inference.scoring import caption_scores
     from models.clip import open_clip
 
     clip = open_clip(args.clip).to(args.device)
@@ -143,7 +149,7 @@ def clip_scorer(args):
 def captioned_batches(captioner, paths, args, texts: Texts | None, unreadable, title="attention"):
     """Yield ([(path, caption, its ids)], memory) batch by batch; ``texts`` None: the captioner's
     own captions."""
-    from captioning import encoded_batches, search_from
+    from inference.caption import encoded_batches, search_from
 
     for names, memory in encoded_batches(captioner, paths, args, unreadable, title):
         batch = ([texts[path] for path in names] if texts is not None
@@ -155,7 +161,7 @@ def captioned_batches(captioner, paths, args, texts: Texts | None, unreadable, t
 
 def draw_all(captioner, paths, args, texts, unreadable, prefix="", notes=()) -> list[dict]:
     """Write the figures, ``notes`` under their titles; returns their rows for stdout."""
-    transform = data.Transform.from_fields(captioner.preprocessing)
+    transform = Transform.from_fields(captioner.preprocessing)
     layer = "last layer" if args.layer == -1 else f"layer {args.layer}"
     rows, each = [], args.heads == "each"
     with npz_writer(args.npz) as keep:
@@ -163,12 +169,12 @@ def draw_all(captioner, paths, args, texts, unreadable, prefix="", notes=()) -> 
             found = word_maps(captioner, memory, [ids for *_, ids in batch], args.layer)
             for (path, text, ids), (words, heads) in zip(batch, found, strict=True):
                 mean = heads.mean(0)
-                photo = data.load_image(path, (480, 480))
+                photo = load_image(path, (480, 480))
                 read = captioner.tokenizer.decode(ids) or "(an empty caption)"
                 about = (f"{path.name}: cross-attention, {layer}, "
                          + ("each head" if each else f"mean of {len(heads)} heads"))
                 figure = Path(args.output) / f"{prefix}{path.stem}.png"
-                figures.word_panels(photo, heads if each else mean[None],
+                maps.word_panels(photo, heads if each else mean[None],
                                     transform.box(*photo.size), words,
                                     [read + " …" * (words[-1] != END), about, *notes], figure)
                 keep(path.stem, heads if each else mean)
@@ -185,7 +191,7 @@ def draw_all(captioner, paths, args, texts, unreadable, prefix="", notes=()) -> 
 
 def draw_best_and_worst(captioner, paths, args, texts, unreadable) -> dict:
     """Rank all captions by CLIPScore, draw the first and the last; returns what goes to stdout."""
-    references = captions.of_images(captions.read_captions(args.refs), paths, args.refs)
+    references = of_images(read_captions(args.refs), paths, args.refs)
     scorer = clip_scorer(args)  # fails before the work rather than after it
     texts = {path: (text, ids)
              for batch, _ in captioned_batches(captioner, paths, args, texts, unreadable, "caption")
@@ -222,12 +228,13 @@ def parse_args():
     parser.add_argument("--captions", metavar="JSON",
                         help='draw these, {"<image name>": "caption", …}, not the model\'s own')
     parser.add_argument("--npz", metavar="FILE", help="keep the maps and their words here")
-    add_captioner_options(parser, checkpoints.default("p2"))
+    add_captioner_options(parser, registry.default("p2"))
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
                       help="rank the captions by CLIPScore, draw the first and the last")
     best.add_argument("--refs", metavar="JSON", help="references in COCO's format, to show beside")
-    best.add_argument("--clip", default=str(CLIP), metavar="NAME|FILE", help="the CLIP that judges")
+    best.add_argument("--clip", default=str(registry.CLIP), metavar="NAME|FILE",
+                      help="the CLIP that judges")
     add_search_options(parser)
     add_run_options(parser, None)
     args = parser.parse_args()
@@ -240,10 +247,10 @@ def parse_args():
 
 def check_outputs(paths, args):
     """Refuse, before any work, outputs that are not distinct, writable, and none of the photos."""
-    data.refuse_equal_stems(paths)
+    refuse_equal_stems(paths)
     names = [f"{prefix}{path.stem}" for path in paths
              for prefix in (("best_", "worst_") if args.best_worst else ("",))]
-    data.refuse_to_replace(paths, [Path(args.output) / f"{name}.png" for name in names])
+    refuse_to_replace(paths, [Path(args.output) / f"{name}.png" for name in names])
     check_writable(Path(args.output) / f"{names[0]}.png")
     if args.npz:
         stems = {printable(path.stem) for path in paths}
@@ -254,10 +261,10 @@ def check_outputs(paths, args):
 
 def main():
     args = parse_args()
-    paths = data.image_paths(args.images, args.limit)
+    paths = image_paths(args.images, args.limit)
     check_outputs(paths, args)
 
-    from captioning import open_captioner
+    from inference.caption import open_captioner
 
     captioner = open_captioner(args)
     captioner.check_layer(args.layer)

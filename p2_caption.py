@@ -30,23 +30,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from options import (
+from utils import (
+    EXIT_SOME_UNREADABLE,
     ArgumentParser,
-    add_captioner_options,
-    add_photo_options,
-    add_recipe_options,
-    add_run_options,
-    add_search_options,
+    UserError,
+    check_writable,
     fraction,
     non_negative,
     positive_int,
-)
-from utils import (
-    EXIT_SOME_UNREADABLE,
-    UserError,
-    check_writable,
     printable,
-    report_unreadable,
     resolve_run_options,
     run,
     warn,
@@ -56,14 +48,24 @@ from utils import (
 
 import numpy as np
 
-import captions
-import checkpoints
-import data
+from ckpt import registry
+from data.captions import (
+    captioned_images,
+    language_texts,
+    match_predictions,
+    read_captions,
+    read_predictions,
+    read_texts,
+    training_photos,
+)
+from data.photos import check_images, list_images, refuse_equal_stems, report_unreadable
+from data.transform import AUGMENTATIONS
+from inference.options import add_captioner_options, add_run_options, add_search_options
 from metrics.captions import NAMES, describe, score_captions
 from metrics.clipscore import PREFIX, mean_interval
+from training.options import add_photo_options, add_recipe_options
 
 HERE = Path(__file__).resolve().parent
-CLIP = HERE / "ckpt" / "clip_vit_tiny.safetensors"
 SHOWN = 20  # captions that are printed; the JSON has all
 FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
 
@@ -71,14 +73,18 @@ FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
 
 
 def predict(args):
-    paths = data.list_images(args.images, args.limit)
-    data.refuse_equal_stems(paths)
+    paths = list_images(args.images, args.limit)
+    refuse_equal_stems(paths)
     check_writable(args.output)
-    import captioning  # torch takes seconds: after what needs none
+    from inference.caption import (  # torch takes seconds: after what needs none
+        caption_images,
+        open_captioner,
+        search_from,
+    )
 
-    captioner = captioning.open_captioner(args)
-    readable, texts, unreadable = captioning.caption_images(
-        captioner, paths, captioning.search_from(args), args)
+    captioner = open_captioner(args)
+    readable, texts, unreadable = caption_images(
+        captioner, paths, search_from(args), args)
     report_unreadable(readable, unreadable)
     write_json({path.stem: text for path, text in zip(readable, texts, strict=True)}, args.output)
     for path, text in list(zip(readable, texts, strict=True))[:SHOWN]:
@@ -89,20 +95,20 @@ def predict(args):
 
 
 def evaluate(args):
-    images = captions.captioned_images(args.images, args.captions, args.limit)
+    images = captioned_images(args.images, args.captions, args.limit)
     if args.record and args.model:
         raise UserError("--record writes into a checkpoint of this project; convert makes one")
-    copied_from = captions.read_texts(args.train_captions) if args.train_captions else None
+    copied_from = read_texts(args.train_captions) if args.train_captions else None
     for path in filter(None, (args.output, args.per_image)):
         check_writable(path)
-    import captioning
+    from inference.caption import caption_images, open_captioner, search_from
 
-    captioner = captioning.open_captioner(args)
-    search = captioning.search_from(args)
-    readable, texts, unreadable = captioning.caption_images(captioner, list(images), search, args)
+    captioner = open_captioner(args)
+    search = search_from(args)
+    readable, texts, unreadable = caption_images(captioner, list(images), search, args)
     report_unreadable(readable, unreadable)
     result = scored([path.name for path in readable], texts, [images[path] for path in readable],
-                    args, readable if args.clip or CLIP.is_file() else [])
+                    args, readable if args.clip or registry.CLIP.is_file() else [])
     result |= {"reads": describe(texts, copied_from), "checkpoint": str(args.checkpoint),
                "captions": str(args.captions), "search": dataclasses.asdict(search),
                "device": args.device, "precision": args.precision, "unreadable": len(unreadable)}
@@ -117,17 +123,17 @@ def evaluate(args):
 
 
 def score(args):
-    references = captions.read_captions(args.captions)
-    predictions = captions.read_predictions(args.predictions)
+    references = read_captions(args.captions)
+    predictions = read_predictions(args.predictions)
     for path in filter(None, (args.output, args.per_image)):
         check_writable(path)
-    pairs = captions.match_predictions(predictions, references, args.allow_missing)
+    pairs = match_predictions(predictions, references, args.allow_missing)
     left_out = len(references) - len(pairs)
     kept = min(args.limit or len(pairs), len(pairs))
     pairs = [pairs[i * len(pairs) // kept] for i in range(kept)]
     names = [image for _, image in pairs]
     if args.images:
-        captions.captioned_images(args.images, args.captions)  # all are there
+        captioned_images(args.images, args.captions)  # all are there
     elif args.clip:
         raise UserError("--clip needs --images: CLIPScore looks at the photos")
     result = scored(names, [predictions[name] for name, _ in pairs],
@@ -166,9 +172,10 @@ def scored(names, texts, references, args, photos):
 def add_clipscore(result, photos, texts, args):
     """Put CLIPScore and what it was computed with into ``result``; returns each image's, nan where
     the photo cannot be read."""
-    from clip_features import about_clipscore, caption_scores, prepare_clip
+    from inference.clip import prepare_clip
+    from inference.scoring import about_clipscore, caption_scores
 
-    clip = prepare_clip(args.clip or CLIP, args)
+    clip = prepare_clip(args.clip or registry.CLIP, args)
     scores, unreadable = caption_scores(clip, photos, texts, args, args.clip_prefix)
     seen = scores[~np.isnan(scores)]
     report_unreadable(seen, unreadable)
@@ -184,14 +191,14 @@ def train(args):
     """Train a captioner; returns its history (see training.fit)."""
     import torch
 
-    import training
-    from caption_training import caption_task, describe_training, fit_recipe
-    from captioning import search_from
+    from inference.caption import search_from
     from models.captioner import save_captioner
+    from training.caption import caption_task
+    from training.loop import check_out, describe_training, fit_recipe
 
-    images, val = captions.training_photos(args)
-    training.check_out(args.out, args.resume)
-    data.check_images([*images, *(path for source in val for path in source)])
+    images, val = training_photos(args)
+    check_out(args.out, args.resume)
+    check_images([*images, *(path for source in val for path in source)])
     resolve_run_options(args)
     torch.manual_seed(args.seed)
     captioner = starting_point(args, list(images.values()))
@@ -215,13 +222,13 @@ def pretrain(args):
     """Train a tokenizer and a decoder on captions alone; returns its history."""
     import torch
 
-    import training
-    from caption_training import describe_training, fit_recipe, language_task
     from models.captioner import save_captioner
+    from training.language import language_task
+    from training.loop import check_out, describe_training, fit_recipe
 
-    texts, val_texts = captions.language_texts(args.captions, args.hold_out)
+    texts, val_texts = language_texts(args.captions, args.hold_out)
     texts = texts[:args.limit]
-    training.check_out(args.out, args.resume)
+    check_out(args.out, args.resume)
     resolve_run_options(args)
     torch.manual_seed(args.seed)
     base = fresh_base(args, texts)
@@ -348,7 +355,7 @@ def make_parser():
         command.add_argument("--images", default=str(HERE / "samples" / "scenes"),
                              metavar="DIR",
                              help="folder of photos, without its subfolders")
-        add_captioner_options(command, checkpoints.default("p2"))
+        add_captioner_options(command, registry.default("p2"))
         add_search_options(command)
     predicting.add_argument("--output", required=True, metavar="JSON",
                             help="file to write, whole or not at all")
@@ -375,7 +382,7 @@ def make_parser():
                              help="95 %% intervals from N resamples of the images")
         command.add_argument("--clip", metavar="FILE|FOLDER|NAME",
                              help="the CLIP behind CLIPScore: a clip checkpoint, transformers' "
-                                  f"folder or hub name (default: {CLIP.name})")
+                                  f"folder or hub name (default: {registry.CLIP.name})")
         command.add_argument("--clip-prefix", nargs="?", const=PREFIX, default="", metavar="TEXT",
                              help="put before each caption for CLIPScore; without TEXT, "
                                   f'"{PREFIX}", as its paper has it (default: nothing, as the '
@@ -425,8 +432,8 @@ def make_parser():
                         help="captions that self-critical training draws of each photo")
     recipe.add_argument("--encoder-lr", type=non_negative, default=0.0, metavar="FACTOR",
                         help="the encoder's lr is this times --lr; 0 freezes it")
-    recipe.add_argument("--augment", nargs="+", choices=data.AUGMENTATIONS, default=["none"],
-                        metavar="NAME", help="any of " + " ".join(data.AUGMENTATIONS))
+    recipe.add_argument("--augment", nargs="+", choices=AUGMENTATIONS, default=["none"],
+                        metavar="NAME", help="any of " + " ".join(AUGMENTATIONS))
     return parser
 
 

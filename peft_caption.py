@@ -32,22 +32,15 @@ import dataclasses
 from pathlib import Path
 from statistics import median
 
-from options import (
-    ArgumentParser,
-    add_photo_options,
-    add_recipe_options,
-    add_run_options,
-    add_search_options,
-    fraction,
-    non_negative,
-    positive_int,
-)
 from utils import (
     EXIT_SOME_UNREADABLE,
+    ArgumentParser,
     UserError,
     check_writable,
+    fraction,
     markdown_table,
-    report_unreadable,
+    non_negative,
+    positive_int,
     resolve_run_options,
     run,
     warn,
@@ -56,13 +49,14 @@ from utils import (
     write_text,
 )
 
-import captions
-import checkpoints
-import data
+from ckpt import registry
+from data.captions import captioned_images, training_photos
+from data.photos import check_images, list_images, refuse_equal_stems, report_unreadable
+from data.transform import AUGMENTATIONS
+from inference.options import add_run_options, add_search_options
+from training.options import add_photo_options, add_recipe_options
 
 HERE = Path(__file__).resolve().parent
-BASE = HERE / "ckpt" / "captioner_base.safetensors"
-CLIP = HERE / "ckpt" / "clip_vit_tiny.safetensors"
 METHODS = ("cross", "adapter", "prefix", "lora", "full")
 COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap")
 
@@ -71,29 +65,30 @@ COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "boots
 
 def train(args):
     """Train one method; returns its history (see training.fit)."""
-    images, val = captions.training_photos(args)
-    import training
-    from peft_training import method_from, train_over, training_base
+    images, val = training_photos(args)
+    from training.loop import check_out
+    from training.peft import method_from, train_over, training_base
 
     resolve_run_options(args)
     method_from(args)  # a wrong size is said before any work
-    training.check_out(args.out, args.resume)
-    data.check_images([*images, *(path for source in val for path in source)])
+    check_out(args.out, args.resume)
+    check_images([*images, *(path for source in val for path in source)])
     args.features = args.features or str(Path(args.out) / "features")
     return train_over(training_base(args), images, val, args)
 
 
 def compare(args):
     """Train and measure each method under one budget; one table and one figure of them all."""
-    images, val = captions.training_photos(args)
-    shown = captions.captioned_images(args.eval_images, args.eval_captions, args.limit)
-    from captioning import patch_features
-    from peft_training import insert_from, measure_run, train_over, training_base
+    images, val = training_photos(args)
+    shown = captioned_images(args.eval_images, args.eval_captions, args.limit)
+    from inference.caption import patch_features
+    from training.peft import insert_from, train_over, training_base
+    from training.peft_compare import measure_run
 
     resolve_run_options(args)
     args.features = args.features or str(Path(args.out) / "features")
     runs = [run_arguments(args, method) for method in args.methods]
-    data.check_images([*images, *(path for source in val for path in source), *shown])
+    check_images([*images, *(path for source in val for path in source), *shown])
     base = training_base(args)
     for run_args in runs:
         insert_from(run_args, base)  # too large, or of a width that does not fit: said at once
@@ -121,7 +116,7 @@ def run_arguments(args, method):
 
 def write_comparison(histories, results, out):
     """The methods that are done: compared.md, compared.csv and the curves by epoch."""
-    import figures
+    from figures import charts
 
     columns = [(search, metric) for metric in ("CIDEr", "CLIPScore")
                for search in ("greedy", "beam 3")
@@ -139,37 +134,38 @@ def write_comparison(histories, results, out):
             *("{:.3f} ({:.3f} - {:.3f})".format(*score) for score in scores)])
     write_csv(out / "compared.csv", header, table)
     write_text(out / "compared.md", markdown_table(header, table))
-    figures.caption_curves(histories, out / "curves.png")
+    charts.caption_curves(histories, out / "curves.png")
 
 
 # --- predict, eval, params ----------------------------------------------------------------------
 
 
 def predict(args):
-    paths = data.list_images(args.images, args.limit)
-    data.refuse_equal_stems(paths)
+    paths = list_images(args.images, args.limit)
+    refuse_equal_stems(paths)
     check_writable(args.output)
-    import captioning
-    from peft_training import open_peft
+    from inference.caption import caption_images, search_from
+    from inference.peft import open_peft
 
     captioner = open_peft(args)
-    readable, texts, unreadable = captioning.caption_images(
-        captioner, paths, captioning.search_from(args), args)
+    readable, texts, unreadable = caption_images(
+        captioner, paths, search_from(args), args)
     report_unreadable(readable, unreadable)
     write_json({path.stem: text for path, text in zip(readable, texts, strict=True)}, args.output)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
 def evaluate(args):
-    images = captions.captioned_images(args.images, args.captions, args.limit)
+    images = captioned_images(args.images, args.captions, args.limit)
     if args.output:
         check_writable(args.output)
-    import captioning
-    from peft_training import measure, open_peft
+    from inference.caption import caption_images, search_from
+    from inference.peft import open_peft
+    from inference.scoring import measure
 
     captioner = open_peft(args)
-    search = captioning.search_from(args)
-    readable, texts, unreadable = captioning.caption_images(captioner, list(images), search, args)
+    search = search_from(args)
+    readable, texts, unreadable = caption_images(captioner, list(images), search, args)
     report_unreadable(readable, unreadable)
     judge = judge_of(readable, args)
     result = measure(texts, [images[path] for path in readable], args, judge)
@@ -189,9 +185,10 @@ def evaluate(args):
 
 def judge_of(photos, args):
     """What gives captions of ``photos`` their CLIPScore; None where no CLIP is at hand."""
-    from peft_training import Judge
+    from inference.scoring import Judge
 
-    return Judge(args.clip or CLIP, photos, args) if args.clip or CLIP.is_file() else None
+    source = args.clip or (registry.CLIP if registry.CLIP.is_file() else None)
+    return source and Judge(source, photos, args)
 
 
 def count(args):
@@ -199,7 +196,7 @@ def count(args):
     if args.sizes == bool(args.file):
         raise UserError("params counts a FILE, or --sizes: give one of them")
     if args.sizes:
-        from peft_training import sizes_table
+        from inference.peft import sizes_table
 
         return print(sizes_table(args), end="")
     from models.checkpoint import load_checkpoint
@@ -226,7 +223,7 @@ def rate(text):
 
 def add_base_options(parser):
     group = parser.add_argument_group("base")
-    group.add_argument("--base", default=str(BASE), metavar="FILE",
+    group.add_argument("--base", default=str(registry.BASE), metavar="FILE",
                        help="a language model with its encoder, as p2_caption.py pretrain makes it")
     group.add_argument("--decoder", metavar="FILE",
                        help="GPT-2 weights (decoder_model.bin) in place of the base's language "
@@ -267,8 +264,8 @@ def add_training_options(parser):
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for everything written")
     parser.add_argument("--about", metavar="TEXT", help="data and licence, kept in the checkpoint")
     recipe = add_recipe_options(parser)
-    recipe.add_argument("--augment", nargs="+", choices=data.AUGMENTATIONS, default=["none"],
-                        metavar="NAME", help="any of " + " ".join(data.AUGMENTATIONS) + "; photos "
+    recipe.add_argument("--augment", nargs="+", choices=AUGMENTATIONS, default=["none"],
+                        metavar="NAME", help="any of " + " ".join(AUGMENTATIONS) + "; photos "
                                              "that change are encoded anew in every epoch")
     parser.set_defaults(lr=None, workers=0, warmup=0.3, objective="xe", encoder_lr=0.0)
 
@@ -277,7 +274,8 @@ def add_measure_options(parser):
     parser.add_argument("--bootstrap", type=positive_int, default=1000, metavar="N",
                         help="resamples of the images behind the 95 %% intervals")
     parser.add_argument("--clip", metavar="FILE|FOLDER|NAME",
-                        help=f"the CLIP behind CLIPScore (default: {CLIP.name}, where it is)")
+                        help="the CLIP behind CLIPScore (default: "
+                             f"{registry.CLIP.name}, where it is)")
 
 
 def make_parser():
@@ -312,7 +310,7 @@ def make_parser():
         command.add_argument("--images", default=str(HERE / "samples" / "scenes"), metavar="DIR",
                              help="folder of photos, without its subfolders")
         command.add_argument("--checkpoint", metavar="FILE", help="what train wrote",
-                             default=str(checkpoints.default("p2_peft")))
+                             default=str(registry.default("p2_peft")))
         add_search_options(command)
     predicting.add_argument("--output", required=True, metavar="JSON",
                             help="file to write, whole or not at all")

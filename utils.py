@@ -6,18 +6,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
@@ -65,8 +63,6 @@ def _explain_uncaught(kind, error, traceback) -> None:
         warn(_explain(error)[0])
     else:
         sys.__excepthook__(kind, error, traceback)
-
-
 DEBUG = bool(os.environ.get("HW3_DEBUG"))  # show the traceback of an error that nobody foresaw
 sys.excepthook = _explain_uncaught
 
@@ -87,13 +83,50 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(status)
 
 
-def report_unreadable(readable: Sequence, unreadable: list[tuple[Path, str]]) -> None:
-    """Name each unreadable file and its reason on stderr; UserError where nothing was readable."""
-    if not len(readable):  # an array has no truth value
-        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
-                        .format(len(unreadable), *unreadable[0]))
-    for path, reason in unreadable:
-        warn(f"unreadable: {path}: {reason}")
+# --- command lines ------------------------------------------------------------------------------
+
+
+class _HelpFormatter(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Keeps a script's docstring as it is written and shows each option's default."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # argparse adds a default only where there is help text, and would print "None" and "False".
+        hidden = action.default is None or action.default is False
+        return action.help if hidden else super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose wrong-usage message is one line that names the argument; exit 2."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {one_line(message)} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+
+
+def _number(kind: type, allowed: Callable[[float], bool], rule: str) -> Callable[[str], float]:
+    """argparse type: a number of ``kind`` that is ``allowed``, else an error that says ``rule``."""
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not allowed(value):
+            raise argparse.ArgumentTypeError(f"must be {rule}, not {text}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, lambda value: value >= 1, "a whole number, 1 or more")
+natural = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
+fraction = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+non_negative = _number(float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
+share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 
 # --- device, precision, seed --------------------------------------------------------------------
@@ -274,15 +307,6 @@ def read_lines(path: str | Path) -> list[str]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text") from None
-
-
-def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            total.update(chunk)
-    return total.hexdigest()
 
 
 def progress(total: int | None, title: str, unit: str, hidden: bool = False, done: int = 0):

@@ -148,14 +148,14 @@ def generate(options, captioner, paths):
 
 
 def ours(options, captioner, paths):
-    import captioning
+    from inference.caption import BATCH, caption_images
     from models.decoding import Search
 
     beams, precision = options.side.split("-")[1:]
-    args = SimpleNamespace(device="cpu", precision=precision, batch_size=captioning.BATCH["cpu"])
+    args = SimpleNamespace(device="cpu", precision=precision, batch_size=BATCH["cpu"])
     search = Search(beams=int(beams), max_length=options.tokens or captioner.max_length - 1)
     started = time.perf_counter()
-    _, texts, _ = captioning.caption_images(captioner, paths, search, args)
+    _, texts, _ = caption_images(captioner, paths, search, args)
     return time.perf_counter() - started, texts
 
 
@@ -177,9 +177,9 @@ def open_captioner(options):
 
 
 def run_side(options):
-    import data
+    from data.photos import list_images
 
-    paths = data.list_images(options.images, options.limit)
+    paths = list_images(options.images, options.limit)
     captioner = open_captioner(options)
     sides = {"loop": catr_loop if options.model else loop, "once": loop, "generate": generate}
     side = sides.get(options.side, ours)
@@ -218,7 +218,7 @@ def main():
     options = parser.parse_args()
     if options.side:
         return run_side(options)
-    from captions import read_captions
+    from data.captions import read_captions
     from metrics.captions import score_captions
 
     sides = ("loop", "ours-1-fp32", "ours-1-bf16") if options.model else SIDES

@@ -96,12 +96,14 @@ def ours(options, output):
 
 def decode_only(options, output):
     """How fast our threads read the photos when no model competes for the cores."""
-    import data
+    from data.batches import read_batches
+    from data.photos import list_images
+    from data.transform import Transform
 
-    transform = data.Transform.from_fields(build(options).preprocessing)
-    paths = data.list_images(options.images)
+    transform = Transform.from_fields(build(options).preprocessing)
+    paths = list_images(options.images)
     started = time.perf_counter()
-    for _ in data.read_batches(paths, transform, 32, lambda path, reason: None):
+    for _ in read_batches(paths, transform, 32, lambda path, reason: None):
         pass
     return time.perf_counter() - started
 

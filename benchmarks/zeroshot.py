@@ -68,7 +68,7 @@ def pipeline(options, output):
     import torch
     from transformers import pipeline
 
-    from labels import read_classes
+    from data.labels import read_classes
 
     names = {name: label for label, name in read_classes(options.labels).items()}
     classify = pipeline("zero-shot-image-classification", model=options.model, device="cpu")
@@ -88,12 +88,12 @@ def pipeline(options, output):
 
 
 def ours(options, output):
-    import clip_features
     import clip_zeroshot as script
+    from inference import clip as inference_clip
     from models.clip import open_clip
 
     clip = open_clip(options.model)
-    clip_features.open_clip = lambda source: clip
+    inference_clip.open_clip = lambda source: clip
     args = SimpleNamespace(
         images=options.images, limit=None, output=output, labels=options.labels, batch_size=None,
         model=options.model, template=[TEMPLATE], embeddings=None, device="cpu",
@@ -178,8 +178,8 @@ def main():
     options = parser.parse_args()
     if options.side:
         return measure(options)
-    from data import list_images
-    from labels import read_classes
+    from data.labels import read_classes
+    from data.photos import list_images
 
     with tempfile.TemporaryDirectory() as folder:
         about = {"model": options.model or f"random, ViT-B/32's shape, {options.layers} layers"}

@@ -15,6 +15,8 @@ from utils import UserError, one_line
 import tokenizers
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
+from ckpt import registry
+
 END_OF_TEXT = "<|endoftext|>"  # one token that starts, ends and pads a caption, as GPT-2 has it
 CLS_SEP_PAD = "[CLS]", "[SEP]", "[PAD]"  # the three that do so in BERT's vocabulary
 
@@ -133,7 +135,7 @@ def wordpiece_tokenizer(vocab: str | Path) -> Tokenizer:
 def gpt2_files(weights: str | Path) -> tuple[Path, Path]:
     """Where ``encoder.json`` and ``vocab.bpe`` for these GPT-2 weights are: beside them, in
     ``ckpt/``, or in the hub's cache as ``gpt2``'s ``vocab.json`` and ``merges.txt``."""
-    for folder in (Path(weights).resolve().parent, Path(__file__).resolve().parents[1] / "ckpt"):
+    for folder in (Path(weights).resolve().parent, registry.FOLDER):
         files = folder / "encoder.json", folder / "vocab.bpe"
         if all(file.is_file() for file in files):
             return files

@@ -17,6 +17,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 TINY = "test_vit"  # timm's own test model: 64 wide, 6 layers, 160 pixels
+PACKAGES = ("metrics", "figures", "ckpt", "data", "models", "inference", "training")
 CLASSES = ["0", "1", "2"]
 # For scripts that run in this process too; one thread, because sums in another order would not be
 # equal to the last bit. It counts for nothing once torch is imported.
@@ -56,11 +57,10 @@ def inside(module, *words, capsys) -> tuple[int, str, list[str]]:
 
 def copy_project(folder: Path) -> Path:
     """The code, with an empty ckpt/ for tiny checkpoints in the place of the shipped ones."""
-    for pattern in ("*.py", "*.sh", "models/*.py", "metrics/*.py"):
+    for pattern in ("*.py", "*.sh", *(f"{package}/*.py" for package in PACKAGES)):
         for file in ROOT.glob(pattern):
             (folder / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, folder / file.relative_to(ROOT))
-    (folder / "ckpt").mkdir()
     return folder
 
 

@@ -29,7 +29,7 @@ from conftest import CLASSES, TINY, write_classifier
 from PIL import Image
 from safetensors.torch import save_file
 
-import data
+from data.transform import Transform
 from models.captioner import build_captioner, gpt2_base, load_captioner, save_captioner, see
 from models.checkpoint import read_tensors, save_checkpoint
 from models.clip import build_clip, load_clip, save_clip
@@ -76,7 +76,7 @@ def open_and_use(kind: str, path: Path) -> None:
         return
     model = {"classifier": load_classifier, "captioner": load_captioner, "clip": load_clip}[kind](
         path)
-    transform = data.Transform.from_fields(model.preprocessing)
+    transform = Transform.from_fields(model.preprocessing)
     photo = transform(PHOTO)
     with torch.inference_mode():
         images = transform.normalize(torch.from_numpy(photo.copy())[None])

@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from conftest import TINY, make_photo
 from test_gpt2 import toy_captioner
 
-import caption_training
-import captioning
-import training
+from inference.caption import patch_features
 from metrics.cider import CiderReward, cider
 from metrics.ngrams import Corpus
 from models.captioner import (
@@ -34,6 +32,9 @@ from models.captioner import (
 from models.decoding import Search
 from models.gpt2 import GPT2Config
 from models.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, train_bpe
+from training import caption
+from training.caption import References, _self_critical
+from training.loop import parameter_groups
 
 TEXTS = ["A dog runs .", "The man 's dog , a tri-colored one , runs !", "two men -- talking",
          "a café"]
@@ -121,7 +122,7 @@ def test_the_loss_counts_the_end_token_and_no_padding(captioner):
 
 
 def test_images_with_fewer_captions_weigh_by_their_tokens(captioner):
-    references = caption_training.References(captioner, [["a dog", "two men"], ["a café"]])
+    references = References(captioner, [["a dog", "two men"], ["a café"]])
     rows = references.of(torch.tensor([1, 0]), torch.device("cpu"))
     assert rows.shape[0] == 4 and (rows[1] == IGNORED).all()
     assert [row[row >= 0].tolist()[:-1] for row in rows[[0, 2, 3]]] == [
@@ -147,15 +148,15 @@ def test_the_reward_is_cider():
 
 
 def test_self_critical_loss_reinforces_what_beat_the_other_samples(captioner):
-    references = caption_training.References(captioner, [["a dog runs"], ["two men talking"]])
+    references = References(captioner, [["a dog runs"], ["two men talking"]])
     features = torch.randn(2, 4, captioner.encoder.embed_dim)
-    loss_of = caption_training._self_critical(
+    loss_of = _self_critical(
         references, 3, Search(), lambda captioner, images: captioner.memory_of(images))
     torch.manual_seed(1)
     loss, _ = loss_of(captioner, (features, torch.tensor([0, 1])))
     torch.manual_seed(1)
     with torch.no_grad():
-        drawn = caption_training.sample(captioner, captioner.memory_of(features), 3).tolist()
+        drawn = caption.sample(captioner, captioner.memory_of(features), 3).tolist()
     reward, end = references.reward(), captioner.tokenizer.end_id
     total, tokens = 0.0, 0
     for image in range(2):
@@ -174,24 +175,24 @@ def test_self_critical_loss_reinforces_what_beat_the_other_samples(captioner):
 def test_stored_features_follow_encoder_and_files(captioner, tmp_path, monkeypatch):
     paths = [make_photo(tmp_path / f"{i}.png", i) for i in range(3)]
     args = SimpleNamespace(device="cpu", precision="fp32", batch_size=2)
-    first = captioning.patch_features(captioner, paths, args, tmp_path / "f")
+    first = patch_features(captioner, paths, args, tmp_path / "f")
     assert first.shape == (3, 100, 64) and first.dtype == np.float16
     monkeypatch.setattr(captioner, "encode", lambda images: pytest.fail("encoded again"))
-    assert np.array_equal(captioning.patch_features(captioner, paths, args, tmp_path / "f"), first)
+    assert np.array_equal(patch_features(captioner, paths, args, tmp_path / "f"), first)
     monkeypatch.undo()
     make_photo(paths[0], 2)
-    changed = captioning.patch_features(captioner, paths, args, tmp_path / "f")
+    changed = patch_features(captioner, paths, args, tmp_path / "f")
     assert not np.array_equal(changed[0], first[0]) and np.array_equal(changed[1:], first[1:])
     bias = captioner.encoder.norm.bias
     with torch.no_grad():
         bias += 1
-    shifted = captioning.patch_features(captioner, paths, args, tmp_path / "f")
+    shifted = patch_features(captioner, paths, args, tmp_path / "f")
     with torch.no_grad():
         bias -= 1
     assert not np.array_equal(shifted[1], changed[1])
     paths[1].write_bytes(b"no photo")
     with pytest.raises(UserError, match="1.png: not an image"):
-        captioning.patch_features(captioner, paths, args, tmp_path / "f")
+        patch_features(captioner, paths, args, tmp_path / "f")
     assert len(list((tmp_path / "f").iterdir())) == 3  # nothing half written
 
 
@@ -218,7 +219,7 @@ def test_a_captioner_keeps_what_its_base_knows(tokenizer):
 def test_decay_spares_norms_biases_and_embeddings():
     captioner = toy_captioner(encoder_width=40).requires_grad_(True)
     captioner.encoder.weight = torch.nn.Parameter(torch.ones(2, 2))
-    groups = training.parameter_groups(captioner, 0.05, {"encoder.": 0.1})
+    groups = parameter_groups(captioner, 0.05, {"encoder.": 0.1})
     names = {id(parameter): name for name, parameter in captioner.named_parameters()}
     found = {names[id(p)]: (group["weight_decay"], group["lr_scale"])
              for group in groups for p in group["params"]}

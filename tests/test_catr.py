@@ -19,11 +19,12 @@ from fixtures.deterministic_fill import fill
 from PIL import Image
 from test_p2_score import coco, write
 
-import captioning
-import data
-import figures
 import p2_attn_vis
 import p2_caption
+from data.photos import list_images
+from data.transform import Transform
+from figures import maps
+from inference.caption import encoded_batches
 from models import catr as catr_module
 from models.captioner import load_captioner, save_captioner
 from models.catr import CATR, CATRConfig, open_catr
@@ -84,11 +85,11 @@ def catr(files) -> CATR:
 
 @pytest.fixture(scope="module")
 def paths(files):
-    return data.list_images(files / "photos")
+    return list_images(files / "photos")
 
 
 def memory_of(catr, paths):
-    (_, memory), = captioning.encoded_batches(
+    (_, memory), = encoded_batches(
         catr, paths, SimpleNamespace(**vars(ARGS) | {"batch_size": 99}), [], "encode")
     return memory
 
@@ -179,7 +180,7 @@ def test_captions_of_one_photo_share_its_memory(catr, paths):
 
 
 def test_photos_keep_their_shape(tmp_path):
-    transform = data.Transform.from_fields(catr_module.PREPROCESSING)
+    transform = Transform.from_fields(catr_module.PREPROCESSING)
     assert transform.shape(640, 480) == (224, 299) and transform.shape(5000, 1) == (1, 299)
     assert transform.box(640, 480) == (0, 0, 640, 480)
     image = Image.open(make_photo(tmp_path / "a.png", 1, (64, 48)))
@@ -298,7 +299,7 @@ def test_it_is_fine_tuned(files, here, captions_file, tmp_path, factor, words):
 def test_figures_show_each_words_cells_on_the_whole_photo(
         files, here, paths, catr, tmp_path, monkeypatch):
     boxes = []
-    monkeypatch.setattr(figures, "word_panels",
+    monkeypatch.setattr(maps, "word_panels",
                         lambda photo, maps, box, *rest: boxes.append((photo.size, box)))
     given = write(tmp_path / "given.json", {path.stem: "the man's skis" for path in paths})
     result = here(p2_attn_vis, *public(files), "--images", files / "photos", "--captions", given,

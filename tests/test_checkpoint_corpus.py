@@ -16,7 +16,7 @@ import torch
 from conftest import OFFLINE, ROOT, TINY
 from corpus import harmful
 
-import data
+from data.transform import Transform
 from models.checkpoint import check_fit, read_tensors, rebuild
 from models.gpt2 import GPT2Config
 from models.vit import described_vit
@@ -103,6 +103,6 @@ def test_a_gpt2_that_cannot_be_built_is_refused(field, value):
     ("crop_pct", float("nan")), ("resize", "stretch"), ("interpolation", "magic")])
 def test_preprocessing_that_prepares_no_photo_is_refused(field, value):
     fields = {"size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
-    assert data.Transform.from_fields(fields).resize == "crop"
+    assert Transform.from_fields(fields).resize == "crop"
     with pytest.raises(UserError, match="preprocessing is described wrongly"):
-        data.Transform.from_fields(fields | {field: value})
+        Transform.from_fields(fields | {field: value})

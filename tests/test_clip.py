@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from conftest import TINY, make_photo, write_classifier
 from PIL import Image
 
-import clip_features
-import data
+from data.photos import list_images
+from data.transform import Transform
+from inference.clip import image_features, kept_image_features, text_features
+from inference.scoring import about_clipscore, caption_scores
+from inference.zeroshot import class_features, inside_imagenet
 from metrics.clipscore import clipscore, mean_interval
 from models import clip as clip_module
 from models.clip import build_clip, load_clip, open_clip, padded, save_clip
@@ -109,7 +112,7 @@ def test_photos_are_prepared_as_the_image_processor_does(hub_clip, size):
 
     noise = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
     photo = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-    transform = data.Transform.from_fields(open_clip(hub_clip).preprocessing)
+    transform = Transform.from_fields(open_clip(hub_clip).preprocessing)
     ours = transform.normalize(torch.from_numpy(transform(photo).copy())[None])
     theirs = CLIPImageProcessor.from_pretrained(hub_clip)(photo, return_tensors="pt").pixel_values
     # Resampling in whole numbers here and there: a level of 255 is 0.015 after normalization.
@@ -118,7 +121,7 @@ def test_photos_are_prepared_as_the_image_processor_does(hub_clip, size):
 
 def test_other_ways_to_prepare_photos(tmp_path):
     edge = write_hub_clip(tmp_path / "a", size={"shortest_edge": 93}, crop_size=32)
-    transform = data.Transform.from_fields(open_clip(edge).preprocessing)
+    transform = Transform.from_fields(open_clip(edge).preprocessing)
     assert transform.box(93, 93) == (30, 30, 62, 62)  # 32 / (32 / 93) is below 93
     square = write_hub_clip(tmp_path / "b", size={"height": 32, "width": 32}, do_center_crop=False,
                             resample=2, image_mean=[0, 0, 0.5])
@@ -263,38 +266,38 @@ def test_texts_are_encoded_once(clip_file, cache, monkeypatch):
     # PEERS: the text encoded again for every image
     clip = open_clip(clip_file)
     names, templates = ["dog", "palm tree"], ["a {}", "no {object}", "{}"]
-    first = clip_features.class_features(clip, names, templates)
+    first = class_features(clip, names, templates)
     assert first.shape == (3, 2, 12)
     expected = clip.encode_text(["a dog", "a palm tree", "no dog", "no palm tree", "dog",
                                  "palm tree"])
     np.testing.assert_allclose(first.reshape(6, 12), expected, atol=1e-6)
     with monkeypatch.context() as patch:
         patch.setattr(type(clip), "encode_text", lambda *words: pytest.fail("encoded again"))
-        again = clip_features.class_features(open_clip(clip_file), names, templates)
+        again = class_features(open_clip(clip_file), names, templates)
         np.testing.assert_array_equal(again, first)
-    clip_features.class_features(clip, names, templates[:2])
-    clip_features.class_features(clip, ["dog", "palm"], templates)
+    class_features(clip, names, templates[:2])
+    class_features(clip, ["dog", "palm"], templates)
     other = open_clip(write_clip(cache.parent / "other.safetensors", seed=1))
-    assert not np.allclose(clip_features.class_features(other, names, templates), first)
+    assert not np.allclose(class_features(other, names, templates), first)
     files = list(cache.iterdir())
     assert len(files) == 4
     for file in files:  # damaged: made again
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content if file is not files[0] else b"")
-    np.testing.assert_array_equal(clip_features.class_features(clip, names, templates), first)
+    np.testing.assert_array_equal(class_features(clip, names, templates), first)
 
 
 def test_no_place_for_the_cache_is_no_error(clip_file, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert clip_features.text_features(open_clip(clip_file), TEXTS).shape == (4, 12)
+    assert text_features(open_clip(clip_file), TEXTS).shape == (4, 12)
 
 
 def test_a_cached_text_that_was_cut_is_still_named(clip_file, capsys):
     clip = open_clip(clip_file)
     for _ in range(2):
-        clip_features.class_features(clip, [LONG], ["a {}", "the {}"])
+        class_features(clip, [LONG], ["a {}", "the {}"])
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and "were cut" in lines[0]
 
@@ -308,12 +311,12 @@ def test_embeddings_follow_model_and_files(clip_file, tmp_path, monkeypatch, cap
 
     def features(clip=clip, precision="fp32"):
         args = SimpleNamespace(**vars(ARGS) | {"precision": precision})
-        return clip_features.kept_image_features(clip, data.list_images(folder), args, file)
+        return kept_image_features(clip, list_images(folder), args, file)
 
     readable, first, unreadable = features()
     assert [path.name for path in readable] == ["0.png", "1.png", "2.png"]
     assert [(path.name, reason) for path, reason in unreadable] == [("x.jpg", "not an image")]
-    transform = data.Transform.from_fields(clip.preprocessing)
+    transform = Transform.from_fields(clip.preprocessing)
     pixels = np.stack([transform.load(path) for path in readable])
     torch.testing.assert_close(  # PEERS: no normalization for the CLIP encoder
         torch.from_numpy(first), clip.encode_image(transform.normalize(torch.from_numpy(pixels))),
@@ -338,7 +341,7 @@ def test_embeddings_follow_model_and_files(clip_file, tmp_path, monkeypatch, cap
     with pytest.raises(UserError, match="holds other arrays than embeddings"):
         features()
     with pytest.raises(UserError, match="must end in .npz"):
-        clip_features.kept_image_features(clip, [], ARGS, folder / "0.png")
+        kept_image_features(clip, [], ARGS, folder / "0.png")
 
 
 # --- CLIPScore ----------------------------------------------------------------------------------
@@ -372,13 +375,13 @@ def test_clipscore_of_photos_on_disk(clip_file, tmp_path):
     paths.insert(1, tmp_path / "bad.png")
     paths[1].write_text("text")
     clip = open_clip(clip_file)
-    scores, unreadable = clip_features.caption_scores(clip, paths, TEXTS, ARGS, "see ")
+    scores, unreadable = caption_scores(clip, paths, TEXTS, ARGS, "see ")
     assert unreadable == [(paths[1], "not an image")]
-    _, images, _ = clip_features.image_features(clip, paths, ARGS)
+    _, images, _ = image_features(clip, paths, ARGS)
     texts = clip.encode_text(["see " + TEXTS[n] for n in (0, 2, 3)]).numpy()
     expected = 2.5 * np.maximum((images * texts).sum(1), 0)
     np.testing.assert_allclose(scores, [expected[0], np.nan, *expected[1:]], atol=1e-6)
-    about = clip_features.about_clipscore(clip, "see ")
+    about = about_clipscore(clip, "see ")
     assert about["weight"] == 2.5 and about["prefix"] == "see "
     assert "not comparable to ViT-B/32" in about["comparable"]
 
@@ -394,5 +397,5 @@ def test_the_interval_of_a_mean():
 def test_names_inside_imagenet():
     inside = ["tabby cat", "tench", "Mountain_Bike", "castle", "mushroom"]
     outside = ["bicycle", "cat", "willow tree", "woman", "tab", ""]
-    assert all(map(clip_features.inside_imagenet, inside))
-    assert not any(map(clip_features.inside_imagenet, outside))
+    assert all(map(inside_imagenet, inside))
+    assert not any(map(inside_imagenet, outside))

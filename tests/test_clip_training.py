@@ -13,10 +13,12 @@ from conftest import TINY, make_folder, run_script
 from test_p2_score import coco
 from timm.data import ImageNetInfo
 
-import clip_training
+from data.transform import Transform
 from models.clip import Clip, build_clip, load_clip
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe
+from training.clip_pairs import Pairs, Shrunk, center
+from training.clip_words import Words, photo_meanings, trim
 
 SCRIPT = "clip_zeroshot.py"
 FEW = ["--epochs", "1", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
@@ -31,7 +33,7 @@ def model():
 
 
 def make_words(model):
-    return clip_training.Words(model, ["bear", "bruin", "crane"], np.eye(8)[:3], [1, 1, 0.1],
+    return Words(model, ["bear", "bruin", "crane"], np.eye(8)[:3], [1, 1, 0.1],
                                3000, 0)
 
 
@@ -54,7 +56,7 @@ def test_photos_that_go_by_a_name_say_what_it_means(tmp_path):
     args = SimpleNamespace(wordnet=tmp_path / "wordnet")
     features = np.repeat(np.eye(3, 4), 4, axis=0)
     texts = [["a tench swims", "two tenches"]] * 4 + [["goldfish", "fish"]] * 4 + [["a thing"]] * 4
-    found = clip_training.photo_meanings(features, texts, args)
+    found = photo_meanings(features, texts, args)
     assert set(found) == {"thing"}  # half of 4 photos' captions is less than 3 photos
     apart = np.array([-1, -1, 2, 0]) / 6**0.5
     np.testing.assert_allclose(found["thing"], apart, atol=1e-6)
@@ -63,13 +65,13 @@ def test_photos_that_go_by_a_name_say_what_it_means(tmp_path):
 def test_only_padding_is_trimmed(model):
     end = model.pad_id
     tokens = torch.tensor([[5, 6, end, end, end], [5, end, end, end, end]])
-    assert clip_training.trim(tokens, end).tolist() == [[5, 6, end], [5, end, end]]
+    assert trim(tokens, end).tolist() == [[5, 6, end], [5, end, end]]
 
 
 def test_equal_texts_are_no_counter_examples(model, tmp_path):
     paths = sorted(make_folder(tmp_path, 2).iterdir())
     texts = [["a bear"], ["a bear"], ["a crane"], ["a crane"], ["a bear"], ["two", "three"]]
-    pairs = clip_training.Pairs(model, paths, texts, lambda image: image, 0)
+    pairs = Pairs(model, paths, texts, lambda image: image, 0)
     assert pairs.group == [0, 0, 1, 1, 0, 2]
     assert {pairs.set_epoch(epoch) or pairs.drawn[5] for epoch in range(20)} == {"two", "three"}
     pixels, ids, group, index = pairs[2]
@@ -80,9 +82,9 @@ def test_shrunk_photos_keep_their_size_and_lose_detail():
     from PIL import Image
 
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    always = clip_training.Shrunk(lambda image: image, 8, 1.0)(noise)
+    always = Shrunk(lambda image: image, 8, 1.0)(noise)
     assert always.size == noise.size and np.std(always) < 0.5 * np.std(noise)
-    assert clip_training.Shrunk(lambda image: image, 8, 0.0)(noise) is noise
+    assert Shrunk(lambda image: image, 8, 0.0)(noise) is noise
 
 
 # --- as a user runs it --------------------------------------------------------------------------
@@ -140,9 +142,9 @@ def test_a_clip_is_trained_and_names_photos(tmp_path):
 def test_centering_takes_away_what_all_photos_share(model, tmp_path):
     paths = sorted(make_folder(tmp_path, 3).iterdir())
     args = SimpleNamespace(device="cpu", precision="fp32", batch_size=4)
-    clip_training.center(model, paths, args)
+    center(model, paths, args)
     clip = Clip(model, model.preprocessing, "test")
-    transform = clip_training.data.Transform.from_fields(model.preprocessing)
+    transform = Transform.from_fields(model.preprocessing)
     pixels = torch.from_numpy(np.stack([transform.load(path) for path in paths]))
     with torch.inference_mode():
         features = clip.towers.image_features(transform.normalize(pixels))

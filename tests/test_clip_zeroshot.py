@@ -26,13 +26,16 @@ from PIL import Image
 from test_clip import LONG, cache, clip_file, hub_clip, write_clip  # noqa: F401
 from test_p2_score import coco
 
-import clip_features
 import clip_zeroshot as script
-import data
-import figures
 import p2_caption
+from ckpt import registry
+from data.photos import list_images
+from data.transform import Transform
+from figures import charts
+from inference.clip import image_features
+from inference.zeroshot import fill
 from metrics import accuracy
-from models.clip import open_clip
+from models.clip import Clip, open_clip
 
 SCRIPT = "clip_zeroshot.py"
 CPU = ["--device", "cpu", "--precision", "fp32"]
@@ -54,7 +57,7 @@ def by_hand(source, paths, names, templates):
     import torch
 
     clip = open_clip(source)
-    transform = data.Transform.from_fields(clip.preprocessing)
+    transform = Transform.from_fields(clip.preprocessing)
     classes = []
     for name in names:
         total = 0
@@ -85,7 +88,7 @@ def test_templates_are_the_published_ones(tmp_path):
     assert groups == {"cifar": list(cifar), str(file): ["a {} on {object}", "the {}"],
                       "given": ["my {}", "our {object}", "my {}"]}
     assert len(script.unique(groups)) == 22
-    assert clip_features.fill("a {} on {object}", "cat") == "a cat on cat"
+    assert fill("a {} on {object}", "cat") == "a cat on cat"
 
 
 def test_the_ensemble_is_normalize_mean_normalize():
@@ -109,7 +112,7 @@ def test_probabilities_are_transformers_pipelines(tmp_path, hub_clip):  # noqa: 
     classify = pipeline("zero-shot-image-classification", model=str(hub_clip))
     clip = open_clip(hub_clip)
     args = SimpleNamespace(device="cpu", precision="fp32", batch_size=2)
-    _, images, _ = clip_features.image_features(clip, paths, args)
+    _, images, _ = image_features(clip, paths, args)
     ours = script.classify(clip, images, dict(enumerate(names)), {"given": ["a photo of {}"]})
     for path, row in zip(paths, ours, strict=True):
         theirs = {found["label"]: found["score"] for found in classify(
@@ -143,7 +146,7 @@ def test_predict_writes_keys_whatever_their_order(tmp_path, clip_file, capsys): 
         assert status == 0 and not errors
         written.append(output.read_bytes())
     assert written[0] == written[1] == written[2]
-    paths = data.list_images(folder)
+    paths = list_images(folder)
     expected = by_hand(clip_file, paths, ["dog", "palm tree", "red thing", "woman"],
                        ["a photo of a {}"])
     rows = read_csv(output)
@@ -154,8 +157,8 @@ def test_predict_writes_keys_whatever_their_order(tmp_path, clip_file, capsys): 
 
 def test_text_is_encoded_once_a_run(tmp_path, photos, clip_file, capsys, monkeypatch):  # noqa: F811
     calls = []
-    encode = clip_features.Clip.encode_text
-    monkeypatch.setattr(clip_features.Clip, "encode_text",
+    encode = Clip.encode_text
+    monkeypatch.setattr(Clip, "encode_text",
                         lambda self, texts: calls.append(len(texts)) or encode(self, texts))
     labels = write_names(tmp_path / "n.json", NAMES)
     for _ in range(2):
@@ -213,7 +216,7 @@ def test_eval_is_a_row_a_template_and_ensembles(tmp_path, photos, hub_clip, caps
               "ensemble of course (5)": script.TEMPLATES["course"],
               "ensemble of all (8)": [*templates, *script.TEMPLATES["course"]]}
     assert set(rows) == set(groups)
-    paths = data.list_images(photos)
+    paths = list_images(photos)
     targets = np.array([int(path.name[0]) for path in paths])
     for title in [*templates, "ensemble of given (3)", "ensemble of all (8)"]:
         expected = by_hand(hub_clip, paths, ["red thing", "mountain bike", "palm tree"],
@@ -240,7 +243,7 @@ def test_eval_takes_truth_from_a_csv_and_records(tmp_path, photos, capsys):
     file = write_clip(tmp_path / "c.safetensors")
     truth = tmp_path / "truth.csv"
     truth.write_text("filename,label\n"
-                     + "".join(f"{path.name},1\n" for path in data.list_images(photos)))
+                     + "".join(f"{path.name},1\n" for path in list_images(photos)))
     status, printed, _ = inside(
         script, "eval", "--images", photos, "--labels", write_names(tmp_path / "n.json", NAMES),
         "--model", file, "--truth", truth, "--record", "made-up photos", "--template", "a {}",
@@ -257,8 +260,8 @@ def test_eval_takes_truth_from_a_csv_and_records(tmp_path, photos, capsys):
 
 def test_top5_draws_and_prints(tmp_path, photos, clip_file, capsys, monkeypatch):  # noqa: F811
     drawn = []
-    draw = figures.top_classes
-    monkeypatch.setattr(figures, "top_classes",
+    draw = charts.top_classes
+    monkeypatch.setattr(charts, "top_classes",
                         lambda *words: drawn.append(words) or draw(*words))
     names = {**NAMES, **{str(n): f"thing {n}" for n in range(3, 9)}}
     words = ["--labels", write_names(tmp_path / "n.json", names), "--model", clip_file, "--output",
@@ -309,7 +312,7 @@ def test_top5_of_files_and_of_awkward_photos(tmp_path, clip_file, capsys):  # no
 def test_retrieval_finds_captions_and_photos(tmp_path, photos, capsys):
     photos = shutil.copytree(photos, tmp_path / "photos")
     file = write_clip(tmp_path / "c.safetensors")
-    paths = data.list_images(photos)
+    paths = list_images(photos)
     told = {path.name: [f"thing {path.stem}", f"another {row}"] for row, path in enumerate(paths)}
     (tmp_path / "v.json").write_text(json.dumps(coco(told)))
     words = ["retrieval", "--images", photos, "--captions", tmp_path / "v.json", "--model", file]
@@ -318,7 +321,7 @@ def test_retrieval_finds_captions_and_photos(tmp_path, photos, capsys):
     assert status == 0 and (result["images"], result["captions"]) == (12, 24)
     clip = open_clip(file)
     args = SimpleNamespace(device="cpu", precision="fp32", batch_size=4)
-    _, images, _ = clip_features.image_features(clip, paths, args)
+    _, images, _ = image_features(clip, paths, args)
     texts = clip.encode_text([text for each in told.values() for text in each]).numpy()
     ranks = np.argsort(-(texts @ images.T), axis=1)
     hits = [row // 2 in ranks[row, :5] for row in range(24)]
@@ -422,7 +425,7 @@ def test_hw3_1_labels_by_names(tmp_path):
     names = write_names(tmp_path / "id 2 label.json", {"9": "palm tree", "4": "red_thing"})
     result = bash(house / "hw3_1.sh", "my photos", names.name, "new folder/out.csv", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    paths = data.list_images(folder)
+    paths = list_images(folder)
     from utils import resolve_precision
 
     rows = read_csv(tmp_path / "new folder" / "out.csv")
@@ -470,7 +473,7 @@ def test_score_reports_clipscore(tmp_path, captioned, clip_file, capsys):  # noq
                                     capsys=capsys)
         assert status == 0
         result = json.loads(printed)
-        _, images, _ = clip_features.image_features(clip, data.list_images(folder), args)
+        _, images, _ = image_features(clip, list_images(folder), args)
         encoded = clip.encode_text([prefix + text for text in texts]).numpy()
         expected = 2.5 * np.maximum((images * encoded).sum(1), 0)
         assert result["metrics"]["CLIPScore"] == pytest.approx(expected.mean(), abs=1e-6)
@@ -517,10 +520,10 @@ def test_eval_reports_clipscore_where_there_is_a_clip(
     save_captioner(tmp_path / "c.safetensors", captioner)
     words = ["eval", "--images", folder, "--captions", references, "--checkpoint",
              tmp_path / "c.safetensors", "--beam", "1", *CPU]
-    monkeypatch.setattr(p2_caption, "CLIP", tmp_path / "gone.safetensors")
+    monkeypatch.setattr(registry, "CLIP", tmp_path / "gone.safetensors")
     status, printed, _ = inside(p2_caption, *words, capsys=capsys)
     assert status == 0 and "CLIPScore" not in printed
-    monkeypatch.setattr(p2_caption, "CLIP", clip_file)
+    monkeypatch.setattr(registry, "CLIP", clip_file)
     status, printed, errors = inside(p2_caption, *words, capsys=capsys)
     assert status == 0 and 0 <= json.loads(printed)["metrics"]["CLIPScore"] < 2.5
     assert json.loads(printed)["clipscore"]["model"] == clip_file.name

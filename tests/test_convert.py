@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_clip import write_hub_clip
 from torch import nn
 
-import data
+from data.transform import Transform
 from models.attention import capture_attention
 from models.checkpoint import load_strict, read_tensors, record_measurement
 from models.clip import open_clip
@@ -162,7 +162,7 @@ def test_photos_and_names_are_those_of_the_processor_and_the_config(tmp_path, ca
     for options in ({"image_mean": [0.1, 0.2, 0.3], "resample": 3}, {"do_normalize": False}):
         processor = ViTImageProcessor(size={"height": 32, "width": 32}, **options)
         processor.save_pretrained(tmp_path)
-        transform = data.Transform.from_fields(open_vit(tmp_path).preprocessing)
+        transform = Transform.from_fields(open_vit(tmp_path).preprocessing)
         ours = transform.normalize(torch.from_numpy(transform(photo).copy())[None])
         theirs = processor(photo, return_tensors="pt").pixel_values
         assert (ours - theirs).abs().max() < 0.02  # a level of 255, of numbers up to 2

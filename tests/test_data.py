@@ -12,14 +12,16 @@ import torch
 from conftest import make_photo
 from PIL import Image
 
-import data
-from labels import hold_out_tenth, label_from_name, read_labels, sort_labels
+from data.batches import LabelledImages, read_batches
+from data.labels import hold_out_tenth, label_from_name, read_labels, sort_labels
+from data.photos import list_images, load_image
+from data.transform import AUGMENTATIONS, Transform, augmentation
 
 HALF = (0.5, 0.5, 0.5)
 
 
 def transform(size=(32, 32), **options):
-    return data.Transform(size, HALF, HALF, **options)
+    return Transform(size, HALF, HALF, **options)
 
 
 def test_listing_is_sorted_and_takes_every_kind_in_any_case(tmp_path):
@@ -30,14 +32,14 @@ def test_listing_is_sorted_and_takes_every_kind_in_any_case(tmp_path):
     for name in (".hidden.jpg", "._resource.jpg", "note.txt"):
         (tmp_path / name).write_text("no image")
     make_photo(tmp_path / "folder.jpg" / "inner.jpg")
-    assert [path.name for path in data.list_images(tmp_path)] == sorted(names)
+    assert [path.name for path in list_images(tmp_path)] == sorted(names)
 
 
 def test_limit_spreads_over_the_classes(tmp_path):
     for label in range(4):
         for number in range(5):
             make_photo(tmp_path / f"{label}_{number}.png")
-    chosen = data.list_images(tmp_path, limit=4)
+    chosen = list_images(tmp_path, limit=4)
     assert [path.name[0] for path in chosen] == ["0", "1", "2", "3"]
 
 
@@ -48,7 +50,7 @@ def test_limit_spreads_over_the_classes(tmp_path):
 ])
 def test_folders_that_cannot_be_listed(tmp_path, make, message):
     with pytest.raises(UserError, match=message):
-        data.list_images(make(tmp_path))
+        list_images(make(tmp_path))
 
 
 def test_labels_from_csv_and_from_names(tmp_path):
@@ -93,10 +95,10 @@ def test_sixteen_bits_are_rescaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     for name in ("deep.png", "deep.tif"):
         Image.fromarray(ramp).save(tmp_path / name)
-        grey = np.asarray(data.load_image(tmp_path / name))[..., 0]
+        grey = np.asarray(load_image(tmp_path / name))[..., 0]
         assert np.abs(grey.astype(float) - ramp / 257).max() <= 1
     Image.fromarray(ramp.astype(np.float32) / 65535).save(tmp_path / "float.tif")
-    grey = np.asarray(data.load_image(tmp_path / "float.tif"))[..., 0]
+    grey = np.asarray(load_image(tmp_path / "float.tif"))[..., 0]
     assert np.abs(grey.astype(float) - ramp / 257).max() <= 1
 
 
@@ -106,14 +108,14 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     grey = grey.quantize(4) if mode == "P" else grey.convert(mode)
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     grey.save(path)
-    image = data.load_image(path)
+    image = load_image(path)
     assert image.mode == "RGB" and image.size == (9, 6)
     assert mode == "1" or np.abs(np.asarray(image).astype(int) - 200).max() <= 3
 
 
 def test_transparency_is_laid_over_white(tmp_path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert np.asarray(data.load_image(tmp_path / "clear.png")).min() == 255
+    assert np.asarray(load_image(tmp_path / "clear.png")).min() == 255
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -122,14 +124,14 @@ def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned clockwise: the white half comes on top
     image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    pixels = np.asarray(data.load_image(tmp_path / "turned.jpg"))
+    pixels = np.asarray(load_image(tmp_path / "turned.jpg"))
     assert pixels.shape == (40, 20, 3) and pixels[:15].min() > 200 and pixels[25:].max() < 50
 
 
 def test_the_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
-    assert np.asarray(data.load_image(tmp_path / "two.gif"))[0, 0].tolist() == [255, 0, 0]
+    assert np.asarray(load_image(tmp_path / "two.gif"))[0, 0].tolist() == [255, 0, 0]
 
 
 def test_unreadable_files_have_a_short_reason(tmp_path):
@@ -138,7 +140,7 @@ def test_unreadable_files_have_a_short_reason(tmp_path):
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError) as problem:
-            data.load_image(tmp_path / name)
+            load_image(tmp_path / name)
         assert 0 < len(str(problem.value)) < 120 and "\n" not in str(problem.value)
 
 
@@ -187,7 +189,7 @@ def test_skipping_jpeg_detail_changes_next_to_nothing(tmp_path):
     waves = 127 + 60 * np.sin(x / 40) + 60 * np.cos(y / 55)
     Image.fromarray(np.stack([waves] * 3, -1).astype(np.uint8)).save(tmp_path / "big.jpg")
     chosen = transform((224, 224), crop_pct=0.9)
-    whole = chosen(data.load_image(tmp_path / "big.jpg")).astype(int)
+    whole = chosen(load_image(tmp_path / "big.jpg")).astype(int)
     assert np.abs(chosen.load(tmp_path / "big.jpg").astype(int) - whole).mean() < 1
 
 
@@ -199,9 +201,9 @@ def test_batches_keep_order_and_leave_out_the_unreadable(tmp_path):
         make_photo(tmp_path / f"{number:02}.png", seed=number)
     (tmp_path / "04.png").write_bytes(b"")
     (tmp_path / "10.png").write_text("text")
-    paths = data.list_images(tmp_path)
+    paths = list_images(tmp_path)
     bad = []
-    batches = list(data.read_batches(paths, transform(), 4, lambda p, why: bad.append((p, why))))
+    batches = list(read_batches(paths, transform(), 4, lambda p, why: bad.append((p, why))))
     assert [path.name for names, _ in batches for path in names] == [
         f"{n:02}.png" for n in range(10) if n != 4]
     assert [len(pixels) for _, pixels in batches] == [4, 4, 1]
@@ -211,15 +213,15 @@ def test_batches_keep_order_and_leave_out_the_unreadable(tmp_path):
 
 def test_batches_of_nothing_readable(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    assert not list(data.read_batches([tmp_path / "a.png"], transform(), 4, lambda *_: None))
+    assert not list(read_batches([tmp_path / "a.png"], transform(), 4, lambda *_: None))
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path):
     paths = [make_photo(tmp_path / f"0_{n}.png", seed=n) for n in range(3)]
-    augment = data.augmentation(["crop", "flip", "jitter", "rand"], transform())
+    augment = augmentation(["crop", "flip", "jitter", "rand"], transform())
 
     def sample(seed, epoch, index):
-        images = data.LabelledImages(paths, [0, 1, 2], augment, seed)
+        images = LabelledImages(paths, [0, 1, 2], augment, seed)
         images.set_epoch(epoch)
         return images[index]
 
@@ -232,7 +234,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path):
     assert not torch.equal(sample(1, 2, 0)[0], sample(2, 2, 0)[0])
 
 
-@pytest.mark.parametrize("name", data.AUGMENTATIONS)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_every_augmentation_keeps_the_shape(tmp_path, name):
-    image = data.load_image(make_photo(tmp_path / "a.png"))
-    assert data.augmentation([name], transform((16, 24)))(image).size == (24, 16)
+    image = load_image(make_photo(tmp_path / "a.png"))
+    assert augmentation([name], transform((16, 24)))(image).size == (24, 16)

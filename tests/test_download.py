@@ -20,11 +20,9 @@ from utils import UserError
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_project
 
-import checkpoints
-import download_ckpt
-import transfer
+from ckpt import download, registry, transfer
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)
@@ -87,7 +85,7 @@ def house(tmp_path, monkeypatch, server):
     """An empty ckpt/, and functions to fill its list and run the command."""
     folder, waits = tmp_path / "ckpt", []
     folder.mkdir()
-    monkeypatch.setattr(checkpoints, "FOLDER", folder)
+    monkeypatch.setattr(registry, "FOLDER", folder)
     monkeypatch.setattr(transfer, "sleep", waits.append)
 
     def listed(*entries, **defaults):
@@ -105,7 +103,7 @@ def house(tmp_path, monkeypatch, server):
 def run(capsys, *words):
     """(status, lines on stderr without progress bars, stdout) of the command, in this process."""
     try:
-        status = download_ckpt.main(["--insecure", *map(str, words)])
+        status = download.main(["--insecure", *map(str, words)])
     except SystemExit as stop:
         status = stop.code
     printed = capsys.readouterr()
@@ -318,7 +316,7 @@ def test_a_redirect_is_followed_but_not_away_from_https(house, server, capsys):
 
 def test_http_needs_insecure(house, capsys):
     house.list(house.entry())
-    assert download_ckpt.main(["a"]) == 1
+    assert download.main(["a"]) == 1
     line, = capsys.readouterr().err.splitlines()
     assert "is not https and was not fetched; --insecure fetches it" in line
     assert run(capsys, "a")[0] == 0
@@ -359,7 +357,7 @@ def test_two_downloads_of_one_file(house, server, capsys):
     server.answer = answer
     house.list(house.entry(size=None, sha256=None))
     results = []
-    threads = [threading.Thread(target=lambda: results.append(download_ckpt.main(
+    threads = [threading.Thread(target=lambda: results.append(download.main(
         ["a", "--insecure"]))) for _ in range(3)]
     threads[0].start()
     asked.wait(10)
@@ -388,11 +386,8 @@ def bash(script, *words, cwd, **options):
 
 
 def copied_house(house, folder):
-    for name in ("download_ckpt.sh", "hw3_download.sh", "download_ckpt.py", "checkpoints.py",
-                 "transfer.py", "options.py", "utils.py"):
-        folder.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(house.folder, folder / "ckpt")
+    copy_project(folder)
+    shutil.copytree(house.folder, folder / "ckpt", dirs_exist_ok=True)
     return folder
 
 
@@ -558,21 +553,21 @@ def test_a_list_that_cannot_be_read(house, capsys, text, message):
     (house.folder / "checkpoints.json").write_text(text)
     for words in ([], ["--list"], ["--check"], ["--record", __file__, "--url", "https://a/b"]):
         with pytest.raises(UserError, match=message):
-            download_ckpt.main(words)
+            download.main(words)
 
 
 def test_the_projects_own_list(capsys):
-    entries, defaults = checkpoints.read_list()
-    found = {name: checkpoints.find(entries, name) for name in entries}
+    entries, defaults = registry.read_list()
+    found = {name: registry.find(entries, name) for name in entries}
     shipped = {entry.file for entry in found.values() if entry.shipped}
-    assert shipped == {path.name for path in checkpoints.FOLDER.glob("*.safetensors")}, (
+    assert shipped == {path.name for path in registry.FOLDER.glob("*.safetensors")}, (
         "bash download_ckpt.sh --record ckpt/FILE")
     assert all(entry.licence and entry.use for entry in found.values())
     assert all(entry.url is None or entry.url.startswith("https://") for entry in found.values())
     names = [name for name, entry in found.items() if entry.shipped]
-    assert download_ckpt.main(["--check", *names]) == 0
+    assert download.main(["--check", *names]) == 0
     assert all(": is right: " in line for line in capsys.readouterr().out.splitlines())
-    assert download_ckpt.main(["--list"]) == 0
+    assert download.main(["--list"]) == 0
     out = capsys.readouterr().out
     assert all(f"{name} (" in out for name in entries)
     assert "pets_vit_tiny (ships, 11.1 MB, default of p1)\n    tells 37 breeds" in out
@@ -582,20 +577,20 @@ def test_the_projects_own_list(capsys):
 
 
 def test_a_default_is_the_variables_the_lists_or_the_one_that_ships(house, monkeypatch):
-    for variable in set(checkpoints.VARIABLES.values()):
+    for variable in set(registry.VARIABLES.values()):
         monkeypatch.delenv(variable, raising=False)
-    assert checkpoints.default("p1") == house.folder / "pets_vit_tiny.safetensors"
+    assert registry.default("p1") == house.folder / "pets_vit_tiny.safetensors"
     hub = {"name": "m", "hub": "a/b", "files": ["x"]}
     house.list(house.entry(), house.entry("s", url=None, shipped=True), hub,
                p1="a", p2="s", clip="m", p2_peft="nobody")
-    assert checkpoints.default("p1") == house.file
-    assert checkpoints.default("p2") == house.folder / "s.bin"
+    assert registry.default("p1") == house.file
+    assert registry.default("p2") == house.folder / "s.bin"
     with pytest.raises(UserError, match="the default clip is m, a model on the hub"):
-        checkpoints.default("clip")
+        registry.default("clip")
     with pytest.raises(UserError, match="lists no nobody"):
-        checkpoints.default("p2_peft")
+        registry.default("p2_peft")
     monkeypatch.setenv("HW3_P2_CKPT", "mine.safetensors")
-    assert checkpoints.default("p2") == checkpoints.default("p2_peft") == Path("mine.safetensors")
+    assert registry.default("p2") == registry.default("p2_peft") == Path("mine.safetensors")
 
 
 def test_the_scripts_ask_for_it(monkeypatch):
@@ -603,7 +598,7 @@ def test_the_scripts_ask_for_it(monkeypatch):
     import p1_vit_classify
     import p2_caption
 
-    for variable in set(checkpoints.VARIABLES.values()):
+    for variable in set(registry.VARIABLES.values()):
         monkeypatch.setenv(variable, f"{variable} file")
     for module, words, option in (
             (p1_vit_classify, ["predict", "--output", "x"], "HW3_P1_CKPT"),
@@ -625,23 +620,23 @@ def test_a_student_publishes_and_a_ta_fetches(house, server, capsys, tmp_path):
     assert status == 0 and "commit it" in lines[0]
     mine.unlink()
     assert run(capsys)[0] == 0
-    assert checkpoints.default("p1") == house.fetched / "mine.safetensors"
-    assert checkpoints.default("p1").read_bytes() == CONTENT
+    assert registry.default("p1") == house.fetched / "mine.safetensors"
+    assert registry.default("p1").read_bytes() == CONTENT
     out = run(capsys, "--list")[2]
     assert f"mine (here, 0.3 MB, default of p1)\n    my homework\n    from {url}\n" in out
     (house.folder / "new.safetensors").write_bytes(OTHER)
     assert run(capsys, "--record", house.folder / "new.safetensors")[0] == 0
     assert run(capsys, "--record", house.fetched / "mine.safetensors", "--name", "b")[0] == 0
     assert run(capsys, "--check", "new", "mine")[0] == 0
-    entries, _ = checkpoints.read_list()
+    entries, _ = registry.read_list()
     assert entries["new"]["shipped"] and entries["b"]["sha256"] == SHA256
     mine.write_bytes(CONTENT)
     for words in (["--record", mine], ["--record", tmp_path / "no"],
                   ["--record", mine, "--url", "ftp://a/b"]):
-        before = checkpoints.list_path().read_text()
+        before = registry.list_path().read_text()
         with pytest.raises(UserError):
-            download_ckpt.main(list(map(str, words)))
-        assert checkpoints.list_path().read_text() == before
+            download.main(list(map(str, words)))
+        assert registry.list_path().read_text() == before
 
 
 @pytest.mark.parametrize("words", [

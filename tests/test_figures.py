@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data
-import figures
+from data.transform import Transform
+from figures import charts, maps
 
 
 @pytest.mark.parametrize("size", [(640, 200), (200, 640), (300, 300)])
@@ -20,11 +20,11 @@ def test_a_one_hot_map_is_brightest_at_its_cell(size, cell, kind):
     if kind == "padded":  # the photo fills a part of the input only
         box = (-0.2 * width, -0.3 * height, 1.2 * width, 1.3 * height)
     else:
-        box = data.Transform((70, 100), (0.5,) * 3, (0.5,) * 3, resize=kind).box(width, height)
-    photo, box = figures.for_display(Image.new("RGB", size, (90, 90, 90)), box)
+        box = Transform((70, 100), (0.5,) * 3, (0.5,) * 3, resize=kind).box(width, height)
+    photo, box = maps.for_display(Image.new("RGB", size, (90, 90, 90)), box)
     grid = np.zeros((rows, cols))
     grid[cell] = 1
-    heat = figures.lay_back(grid, box, *photo.size)
+    heat = maps.lay_back(grid, box, *photo.size)
     x = box[0] + (cell[1] + 0.5) * (box[2] - box[0]) / cols
     y = box[1] + (cell[0] + 0.5) * (box[3] - box[1]) / rows
     inside = 0 <= x < photo.width and 0 <= y < photo.height
@@ -35,30 +35,30 @@ def test_a_one_hot_map_is_brightest_at_its_cell(size, cell, kind):
     brightest = np.argwhere(heat == np.nanmax(heat)).mean(0)
     assert abs(brightest[0] - y) <= (box[3] - box[1]) / rows / 2 + 1
     assert abs(brightest[1] - x) <= (box[2] - box[0]) / cols / 2 + 1
-    yellow = figures.overlay(photo, heat).astype(int)
+    yellow = maps.overlay(photo, heat).astype(int)
     strength = yellow[..., 0] + yellow[..., 1] - yellow[..., 2]  # viridis' top on a grey photo
     assert strength[int(y), int(x)] >= strength[~np.isnan(heat)].max() - 3
 
 
 def test_what_the_model_never_saw_is_grey():
     photo = Image.new("RGB", (200, 100), (200, 30, 30))
-    heat = figures.lay_back(np.ones((4, 4)), (50, 0, 150, 100), 200, 100)
+    heat = maps.lay_back(np.ones((4, 4)), (50, 0, 150, 100), 200, 100)
     assert np.isnan(heat[:, :49]).all() and np.isnan(heat[:, 151:]).all()
     assert np.isfinite(heat[:, 51:149]).all()
-    grey = figures.overlay(photo, heat)[:, :49]
+    grey = maps.overlay(photo, heat)[:, :49]
     assert np.ptp(grey.astype(int), axis=-1).max() == 0
 
 
 def test_maps_are_not_stretched_or_turned():
     ramp = np.arange(12.0).reshape(3, 4)
-    heat = figures.lay_back(ramp, (0, 0, 400, 300), 400, 300)
+    heat = maps.lay_back(ramp, (0, 0, 400, 300), 400, 300)
     np.testing.assert_allclose(heat[50::100, 50::100], ramp, atol=0.3)
 
 
 def test_a_flat_map_and_a_zero_map_are_drawn(tmp_path):
     photo = Image.new("RGB", (60, 40))
     for value in (0.0, 0.1):
-        figures.attention_panel(photo, np.full((1, 2, 2), value), (0, 0, 60, 40), "flat", "share",
+        maps.attention_panel(photo, np.full((1, 2, 2), value), (0, 0, 60, 40), "flat", "share",
                                 tmp_path / "flat.png")
         assert min(Image.open(tmp_path / "flat.png").size) > 200
 
@@ -68,9 +68,9 @@ def test_a_flat_map_and_a_zero_map_are_drawn(tmp_path):
 @pytest.mark.parametrize("heads", [1, 3])
 def test_any_file_name_can_be_a_title(tmp_path, name, heads):
     photo = Image.new("RGB", (60, 40))
-    shown = figures.attention_panel(photo, np.ones((heads, 2, 2)), (0, 0, 60, 40),
+    shown = maps.attention_panel(photo, np.ones((heads, 2, 2)), (0, 0, 60, 40),
                                     f"{name}: cat\nlast", "share", tmp_path / "panel.png")
-    figures.gallery([shown], [name], "Attention", tmp_path / "sheet.png")
+    charts.gallery([shown], [name], "Attention", tmp_path / "sheet.png")
     assert {path.name for path in tmp_path.iterdir()} == {"panel.png", "sheet.png"}
 
 
@@ -79,5 +79,5 @@ def test_curves_of_one_run_and_of_many(tmp_path):
                 "val_accuracy": 0.4} for n in (1, 2, 3)]
     no_val = [{"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}]
     for histories in ({"": history}, {"": no_val}, {f"setting {n}": history for n in range(9)}):
-        figures.training_curves(histories, tmp_path / "curves.png")
+        charts.training_curves(histories, tmp_path / "curves.png")
         assert min(Image.open(tmp_path / "curves.png").size) > 300

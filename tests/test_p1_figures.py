@@ -20,9 +20,10 @@ from conftest import (
 )
 from PIL import Image
 
-import data
 import p1_attn_map
 import p1_pos_embed_vis as positions
+from data.photos import list_images
+from data.transform import Transform
 from metrics import faithfulness
 from models import attention
 from models.vit import load_classifier, position_embedding, sincos2d
@@ -49,11 +50,11 @@ def test_each_photo_has_its_own_map_and_figure(tmp_path, photos, checkpoint, her
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     kept = np.load(tmp_path / "maps.npz")
-    paths = data.list_images(photos, 3)
+    paths = list_images(photos, 3)
     assert kept["filenames"].tolist() == [path.name for path in paths]
     assert kept["maps"].shape == (3, 1, 2, 2) and printed["grid"] == [2, 2]
     classifier = load_classifier(checkpoint)
-    transform = data.Transform.from_fields(classifier.preprocessing)
+    transform = Transform.from_fields(classifier.preprocessing)
     for path, ours, row in zip(paths, kept["maps"], printed["images"], strict=True):
         pixels = torch.from_numpy(transform.load(path).copy())[None]
         alone, logits = attention.attention_maps(
@@ -67,7 +68,7 @@ def test_each_photo_has_its_own_map_and_figure(tmp_path, photos, checkpoint, her
 
 
 def test_heads_layers_and_files(tmp_path, photos, checkpoint, here):
-    paths = data.list_images(photos)[:2]
+    paths = list_images(photos)[:2]
     result = here("--images", *paths, "--output", tmp_path / "new" / "folder", "--checkpoint",
                   checkpoint, "--heads", "each", "--layer", "0", "--npz", tmp_path / "maps.npz",
                   *CPU)
@@ -239,13 +240,13 @@ def test_tiles_of_one_model_and_of_several(tmp_path, checkpoint, capsys):
 
 
 def test_the_tile_of_a_patch_is_at_its_place_with_one_scale(tmp_path, monkeypatch):
-    import figures
+    from figures import maps
 
     seen = {}
-    monkeypatch.setattr(figures, "save", lambda figure, path: seen.update(axes=figure.axes))
+    monkeypatch.setattr(maps, "save", lambda figure, path: seen.update(axes=figure.axes))
     grid = (2, 3)
     similarity = np.eye(6)
-    figures.position_tiles({"m": (similarity, grid)}, {"m": {1: 0.0}}, "unused.png")
+    maps.position_tiles({"m": (similarity, grid)}, {"m": {1: 0.0}}, "unused.png")
     picture = seen["axes"][0].images[0]
     assert picture.get_clim() == (-1, 1)
     tiles = np.asarray(picture.get_array())

@@ -27,8 +27,9 @@ from conftest import (
 )
 from PIL import Image
 
-import data
 import p1_vit_classify
+from data.photos import list_images
+from data.transform import Transform
 from metrics import accuracy
 from models.vit import load_classifier
 
@@ -50,7 +51,7 @@ def read_csv(path):
 def reference_probabilities(checkpoint, paths):
     """Photo by photo, without the project's batches."""
     classifier = load_classifier(checkpoint)
-    transform = data.Transform.from_fields(classifier.preprocessing)
+    transform = Transform.from_fields(classifier.preprocessing)
     rows = []
     for path in paths:
         pixels = torch.from_numpy(transform(Image.open(path).convert("RGB")).copy())
@@ -138,7 +139,7 @@ def test_an_ensemble_is_the_mean_probability(tmp_path, photos, here):
              for n in range(3)]
     result = here("eval", "--images", photos, "--checkpoint", *files, *CPU)
     assert result.returncode == 0, result.stderr
-    paths = data.list_images(photos)
+    paths = list_images(photos)
     mean = np.mean([reference_probabilities(file, paths) for file in files], axis=0)
     expected = accuracy.summarize(mean, np.array([int(path.name[0]) for path in paths]))
     printed = json.loads(result.stdout)
@@ -202,7 +203,7 @@ def test_eval_records_its_result_in_the_checkpoint(tmp_path, photos, here):
 
 def test_labels_may_come_from_a_csv(tmp_path, photos, checkpoint, here):
     table = tmp_path / "labels.csv"
-    names = [path.name for path in data.list_images(photos)]
+    names = [path.name for path in list_images(photos)]
     table.write_text("filename,label\n" + "".join(f"{name},1\n" for name in names))
     result = here("eval", "--images", photos, "--labels", table, "--checkpoint", checkpoint, *CPU)
     assert list(json.loads(result.stdout)["per_class"]) == ["1"]
@@ -277,7 +278,7 @@ def test_balance_unlearns_how_frequent_a_label_is(tmp_path, here, balance):
     result = here("train", "--train", folder, "--out", tmp_path / "out", "--freeze", *TINY_RUN,
                   *PLAIN, "--lr", "0.05", *["--balance"] * balance)
     assert result.returncode == 0, result.stderr
-    photo = data.list_images(folder)[:1]
+    photo = list_images(folder)[:1]
     learned = reference_probabilities(tmp_path / "out" / "last.safetensors", photo)[0]
     expected = [1 / 3] * 3 if balance else [4 / 6, 1 / 6, 1 / 6]
     np.testing.assert_allclose(learned, expected, atol=0.01)
@@ -324,7 +325,7 @@ def test_sweep_makes_one_table_and_one_figure(tmp_path):
 @pytest.mark.parametrize("words, status, message", [
     ([], 2, "COMMAND"),
     (["predict"], 2, "--output"),
-    (["predict", "--output", "o.csv", "--batch-size", "0"], 2, "--batch-size: must be 1 or more"),
+    (["predict", "--output", "o.csv", "--batch-size", "0"], 2, "--batch-size: must be a whole number"),
     (["train", "--train", "x"], 2, "--out"),
     (["train", "--train", "x", "--out", "y", "--label-smoothing", "2"], 2, "--label-smoothing"),
     (["train", "--train", "x", "--out", "y", "--augment", "twirl"], 2, "--augment"),

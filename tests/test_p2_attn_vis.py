@@ -28,9 +28,11 @@ from PIL import Image
 from test_decoding import END, biased, memory_of
 from test_gpt2 import random_gpt2
 
-import data
-import figures
 import p2_attn_vis
+from data.photos import list_images
+from data.transform import Transform
+from figures import maps as figure_maps
+from figures import style
 from models.captioner import build_captioner, load_captioner, save_captioner, see
 from models.decoding import Search, generate
 from models.gpt2 import GPT2Config
@@ -94,7 +96,7 @@ def one_word_a_token(ids):
 
 
 def encoded(captioner, paths):
-    transform = data.Transform.from_fields(captioner.preprocessing)
+    transform = Transform.from_fields(captioner.preprocessing)
     pixels = np.stack([transform.load(path) for path in paths])
     with torch.no_grad():
         return captioner.encode(transform.normalize(torch.from_numpy(pixels)))
@@ -161,7 +163,7 @@ def test_maps_of_beam_search_are_those_of_the_winning_beam():
 
 def test_two_photos_in_either_order_have_the_maps_they_have_alone(captioner, folder):
     # PEERS: hooks that make every figure show the first image; batch index 0 only
-    paths = data.list_images(folder)[:2]
+    paths = list_images(folder)[:2]
     end = captioner.tokenizer.end_id
     rows = [[*captioner.tokenizer.encode(text), end] for text in TEXTS[1:3]]
     alone = [p2_attn_vis.word_maps(captioner, encoded(captioner, [path]), [row], -1)[0][1]
@@ -176,7 +178,7 @@ def test_two_photos_in_either_order_have_the_maps_they_have_alone(captioner, fol
 
 
 def test_a_word_of_several_tokens_has_the_mean_of_their_maps(captioner, folder):
-    memory = encoded(captioner, data.list_images(folder)[:1])
+    memory = encoded(captioner, list_images(folder)[:1])
     ids = [*captioner.tokenizer.encode("a 猫 dog"), captioner.tokenizer.end_id]
     (words, maps), = p2_attn_vis.word_maps(captioner, memory, [ids], -1)
     every = captioner.cross_attention(memory, torch.tensor([ids]))[0].detach()
@@ -190,7 +192,7 @@ def test_a_word_of_several_tokens_has_the_mean_of_their_maps(captioner, folder):
 
 def test_raw_scores_are_never_drawn_as_attention(captioner, folder, monkeypatch):
     # PEERS: raw scores drawn as attention
-    memory, plain = encoded(captioner, data.list_images(folder)[:1]), captioner.cross_attention
+    memory, plain = encoded(captioner, list_images(folder)[:1]), captioner.cross_attention
     for spoil in (torch.log, lambda weights: weights * 0, lambda weights: weights / 0):
         monkeypatch.setattr(captioner, "cross_attention",
                             lambda *args, spoil=spoil: spoil(plain(*args)))
@@ -284,8 +286,8 @@ def test_whatever_a_captioner_writes_is_split_into_its_words(captioner):
 @pytest.fixture
 def drawn(monkeypatch):
     """{path: figure} of what was saved; each is still written."""
-    seen, save = {}, figures.save
-    monkeypatch.setattr(figures, "save", lambda figure, path: (
+    seen, save = {}, style.save
+    monkeypatch.setattr(figure_maps, "save", lambda figure, path: (
         seen.update({Path(path): figure}), save(figure, path)))
     return seen
 
@@ -310,13 +312,13 @@ def test_a_one_hot_map_is_brightest_at_its_cell(tmp_path, drawn, size, kind):
     if kind == "padded":  # the photo fills a part of the input only
         box = (-0.3 * width, -0.4 * height, 1.3 * width, 1.4 * height)
     else:
-        box = data.Transform((70, 98), (0.5,) * 3, (0.5,) * 3, resize=kind).box(width, height)
+        box = Transform((70, 98), (0.5,) * 3, (0.5,) * 3, resize=kind).box(width, height)
     cells = [(1, 1), (3, 5), (2, 4), (2, 3)]
     maps = np.zeros((2, 4, rows, cols))
     for word, cell in enumerate(cells):
         maps[0, word][cell] = maps[1, 3 - word][cell] = 1  # the second head, the other way round
     path = tmp_path / "one_hot.png"
-    figures.word_panels(Image.new("RGB", size, (90, 90, 90)), maps, box, ["w"] * 4, ["t"], path)
+    figure_maps.word_panels(Image.new("RGB", size, (90, 90, 90)), maps, box, ["w"] * 4, ["t"], path)
     found = panels(drawn[path], path)
     assert len(found) == 2 * 5
     for panel, cell in zip(found[1:5] + found[6:], cells + cells[::-1], strict=True):
@@ -337,7 +339,7 @@ def test_a_one_hot_map_is_brightest_at_its_cell(tmp_path, drawn, size, kind):
 def test_every_label_is_whole_and_beside_its_neighbour(tmp_path, drawn, size, words, heads):
     maps = np.random.default_rng(0).dirichlet(np.ones(4), (heads, len(words)))
     path = tmp_path / "f.png"
-    figures.word_panels(
+    figure_maps.word_panels(
         Image.new("RGB", size), maps.reshape(heads, -1, 2, 2), (0, 0, *size), words,
         [" ".join(words), "犬の写真 " * 30 + "caf\udce9.jpg", "reference: $a_b^"], path)
     figure, renderer = drawn[path], FigureCanvasAgg(drawn[path]).get_renderer()
@@ -367,7 +369,7 @@ def test_each_photo_has_its_figure_numbers_and_arrays(tmp_path, folder, checkpoi
     assert result.returncode == 0, result.stderr
     assert "maps.npz" in result.stderr and str(tmp_path / "new" / "folder") in result.stderr
     printed, kept = json.loads(result.stdout), np.load(tmp_path / "maps.npz")
-    paths = data.list_images(folder)
+    paths = list_images(folder)
     assert set(kept.files) == {name for path in paths for name in (path.stem, f"{path.stem}.words")}
     assert len({row["caption"] for row in printed["images"]}) == 3  # each its own
     for path, row in zip(paths, printed["images"], strict=True):
@@ -401,10 +403,10 @@ def test_every_figure_shows_its_own_photo_and_nothing_leaks_between_runs(
             colour = picture.mean((0, 1))
             assert label == 0 or colour[label] > colour[0], stem
         assert pictures[0].mean((0, 1)).argmax() == label
-        with Image.open(data.list_images(folder)[label]) as photo:
+        with Image.open(list_images(folder)[label]) as photo:
             assert pictures[1].shape[1] / pictures[1].shape[0] == pytest.approx(
                 photo.width / photo.height, rel=0.05)
-    one = data.list_images(folder)[2]
+    one = list_images(folder)[2]
     again = here("--images", folder, "--output", tmp_path / "b")
     alone = here("--images", one, "--output", tmp_path / "c")
     rows = [json.loads(result.stdout)["images"] for result in (first, again, alone)]
@@ -418,7 +420,7 @@ def test_every_figure_shows_its_own_photo_and_nothing_leaks_between_runs(
 
 def test_layers_and_heads_are_those_that_were_asked_for(tmp_path, folder, here, captioner):
     # PEERS: layer chosen by i % 11
-    path, found = data.list_images(folder)[0], {}
+    path, found = list_images(folder)[0], {}
     for layer in ("0", "1", "-1", "-2"):
         result = here("--images", path, "--output", tmp_path, "--layer", layer, "--heads", "each",
                       "--npz", tmp_path / "maps.npz")
@@ -441,7 +443,7 @@ def test_layers_and_heads_are_those_that_were_asked_for(tmp_path, folder, here, 
 
 def test_given_captions_are_drawn_whatever_the_captioner_would_write(
         tmp_path, folder, here, captioner):
-    paths = data.list_images(folder)
+    paths = list_images(folder)
     texts = ["A red, red square!", "", "a 猫 " + "square " * 20]
     given = write(tmp_path / "mine.json", {
         paths[0].stem: texts[0], paths[1].name: texts[1], paths[2].stem: texts[2], "other": "x"})
@@ -475,7 +477,7 @@ def coco(named: dict[str, list[str]]) -> dict:
 
 
 def test_best_and_worst_are_drawn_and_all_are_ranked(tmp_path, folder, here, drawn, monkeypatch):
-    paths = data.list_images(folder)
+    paths = list_images(folder)
     asked = []
 
     def scores(names, texts):
@@ -591,14 +593,14 @@ def test_unreadable_photos_are_named_and_the_others_drawn(tmp_path, here):
 
 
 def test_an_interrupted_run_leaves_nothing_half_written(tmp_path, folder, here, monkeypatch):
-    plain, drawn = figures.panel_sheet, []
+    plain, drawn = figure_maps.panel_sheet, []
 
     def interrupted(*args, **kwargs):
         if drawn:
             raise KeyboardInterrupt
         drawn.append(plain(*args, **kwargs))
 
-    monkeypatch.setattr(figures, "panel_sheet", interrupted)
+    monkeypatch.setattr(figure_maps, "panel_sheet", interrupted)
     result = here("--images", folder, "--output", tmp_path / "out", "--npz", tmp_path / "maps.npz")
     assert result.returncode == 130 and not (tmp_path / "maps.npz").exists()
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["out", "0.png"]

@@ -25,14 +25,15 @@ from conftest import (
 )
 from test_p2_score import coco, write
 
-import data
 import p2_caption
-import training
+from data.photos import list_images
+from data.transform import Transform
 from metrics.captions import describe, score_captions
 from models.captioner import build_captioner, load_captioner, save_captioner, see
 from models.checkpoint import digest, read_tensors, save_checkpoint
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe
+from training import loop
 
 SCRIPT = "p2_caption.py"
 CPU = ["--device", "cpu", "--precision", "fp32"]
@@ -43,7 +44,7 @@ LENGTH = 12  # tokens that the captioners here can write
 def captions_of(folder) -> dict[str, list[str]]:
     texts = [[f"a {colour} square", f"noise in {colour}", f"this photo is {colour} ."]
              for colour in ("red", "green", "blue")]
-    return {path.name: list(texts[int(path.name[0])]) for path in data.list_images(folder)}
+    return {path.name: list(texts[int(path.name[0])]) for path in list_images(folder)}
 
 
 def write_gpt2(folder: Path, change=lambda tensors: None):
@@ -139,7 +140,7 @@ def test_one_beam_is_greedy_and_unreadable_photos_are_named(tmp_path, captioner,
     assert cut.startswith("unreadable: ") and "cut.png" in cut and "text.jpg" in text
 
     model, expected = load_captioner(captioner), {}
-    transform = data.Transform.from_fields(model.preprocessing)
+    transform = Transform.from_fields(model.preprocessing)
     for path in good:  # photo by photo, every token from the start, without beams and caches
         pixels = torch.from_numpy(transform.load(path).copy())
         memory, tokens = model.encode(transform.normalize(pixels[None])), []
@@ -230,7 +231,7 @@ def test_a_killed_training_is_resumed_exactly(trained, photos, capsys, monkeypat
 
     words = xe_words(photos, trained, "again")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "warn", killed)  # what says how the first epoch went
+        patch.setattr(loop, "warn", killed)  # what says how the first epoch went
         result = here(capsys, *words)
     assert result.returncode == 130 and "interrupted" in result.stderr
     assert len(read_csv(trained / "again" / "history.csv")) == 1
@@ -371,7 +372,7 @@ TRAIN = "train --out new --hold-out 3 --captions c.json --images photos --model 
 def test_bad_input_gets_one_line_and_no_output(yard, capsys, monkeypatch, words, message):
     monkeypatch.chdir(yard)
     # Where GPT-2's tokenizer is looked for, whatever this machine has: ckpt/ and the hub's cache.
-    monkeypatch.setattr("models.tokenizer.__file__", str(yard / "models" / "tokenizer.py"))
+    monkeypatch.setattr("ckpt.registry.FOLDER", yard / "ckpt")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *file: None)
     (yard / "old.json").write_text("as it was")
     files = set(yard.rglob("*"))

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, error_lines, run_inside, run_script
 
 import p2_caption
-from captions import match_predictions
+from data.captions import match_predictions
 from metrics.captions import score_captions
 
 SCRIPT = "p2_caption.py"

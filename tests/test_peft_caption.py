@@ -15,23 +15,27 @@ import utils
 
 import pytest
 import torch
-from conftest import OFFLINE, ROOT, TINY, error_lines, make_photo
+from conftest import OFFLINE, TINY, copy_project, error_lines, make_photo
 from test_clip import write_clip
 from test_p2_caption import captions_of, weights, write_gpt2
 from test_p2_score import coco, write
 
-import captioning
-import data
 import p2_attn_vis
 import peft_caption
-import peft_training
-import training
+from ckpt import registry
+from data.photos import list_images
+from data.transform import Transform
+from inference import peft as inference_peft
+from inference.caption import caption_images, open_checkpoint
+from inference.scoring import measure
 from models.captioner import build_captioner, load_captioner, save_captioner, see
 from models.checkpoint import read_tensors
-from models.decoding import generate
+from models.decoding import Search, generate
 from models.gpt2 import GPT2Config
 from models.peft import identity_of, load_peft
 from models.tokenizer import train_bpe
+from training import loop
+from training import peft as training_peft
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 RUN = ["--hold-out", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.01", *CPU]
@@ -122,7 +126,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_pa
         shutil.copytree(world / "runs" / part, tmp_path / "runs" / part)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     words = [*compare_words(tmp_path, photos), "--methods", "cross", "adapter", "prefix"]
-    real = training.warn
+    real = loop.warn
 
     def killed(message):  # what says how the first epoch of prefix went
         if message.startswith("epoch"):
@@ -130,7 +134,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_pa
         real(message)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "warn", killed)
+        patch.setattr(loop, "warn", killed)
         assert here(capsys, *words).returncode == 130
     result = here(capsys, *words)
     assert result.returncode == 0, result.stderr
@@ -148,18 +152,18 @@ def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_pa
 
 
 def test_every_method_is_a_captioner_like_any_other(world, photos, monkeypatch):
-    monkeypatch.setattr(captioning, "BASE", world / "base.safetensors")
+    monkeypatch.setattr(registry, "BASE", world / "base.safetensors")
     base = load_captioner(world / "base.safetensors", "base")
-    transform = data.Transform.from_fields(base.preprocessing)
-    pixels = torch.from_numpy(transform.load(data.list_images(photos)[0]).copy())
+    transform = Transform.from_fields(base.preprocessing)
+    pixels = torch.from_numpy(transform.load(list_images(photos)[0]).copy())
     for name in peft_caption.METHODS:
-        captioner = captioning.open_checkpoint(world / "runs" / name / "best.safetensors")
+        captioner = open_checkpoint(world / "runs" / name / "best.safetensors")
         memory = captioner.encode(transform.normalize(pixels[None]))
         (_, maps), = p2_attn_vis.word_maps(captioner, memory, [[5, 6, 7]], -1)
         assert maps.shape[2:] == (10, 10) and len(generate(captioner, memory)) == 1
     plain = see(base)
     save_captioner(world / "plain.safetensors", plain)
-    assert captioning.open_checkpoint(world / "plain.safetensors").decoder.config.cross_width == 16
+    assert open_checkpoint(world / "plain.safetensors").decoder.config.cross_width == 16
 
 
 # --- predict, eval, params ----------------------------------------------------------------------
@@ -177,8 +181,8 @@ def test_predict_and_eval_agree_with_the_captioner_itself(world, photos, capsys,
 
     base = load_captioner(world / "base.safetensors", "base")
     args = SimpleNamespace(device="cpu", precision="fp32", batch_size=5)
-    search = captioning.Search(no_repeat_ngram=3)
-    paths, texts, _ = captioning.caption_images(load_peft(file, base, ""), data.list_images(photos),
+    search = Search(no_repeat_ngram=3)
+    paths, texts, _ = caption_images(load_peft(file, base, ""), list_images(photos),
                                                 search, args)
     assert written == {path.stem: text for path, text in zip(paths, texts, strict=True)}
     references = captions_of(photos)
@@ -191,7 +195,7 @@ def test_predict_and_eval_agree_with_the_captioner_itself(world, photos, capsys,
     printed = json.loads(result.stdout)
     measured = read_tensors(file)[1]["measured"]["made-up photos"]
     assert measured["metrics"] == printed["metrics"]
-    expected = peft_training.measure(texts, list(references.values()),
+    expected = measure(texts, list(references.values()),
                                      SimpleNamespace(bootstrap=20, seed=0), None)
     for part in ("metrics", "intervals_95"):
         assert printed[part].pop("CLIPScore")  # by the CLIP that ships
@@ -208,7 +212,7 @@ def test_params_counts_a_file_and_the_course_s_size(world, capsys, monkeypatch):
     assert printed["bytes"] == file.stat().st_size and printed["fewer_than_the_course_allows"]
     assert set(printed["parts"]) == {"cross_attention", "memory_projection", "lora"}
     assert printed["base"] == identity_of(load_captioner(world / "base.safetensors", "base"))
-    monkeypatch.setattr(peft_training, "COURSE_ENCODER", TINY)
+    monkeypatch.setattr(inference_peft, "COURSE_ENCODER", TINY)
     lines = here(capsys, "params", "--sizes", "--rank", "4").stdout.splitlines()
     assert len(lines) == 7 and "| lora | rank 4 |" in lines[5] and "28,366,848" in lines[2]
 
@@ -219,12 +223,7 @@ def test_params_counts_a_file_and_the_course_s_size(world, capsys, monkeypatch):
 def test_hw3_2_captions_over_the_courses_gpt2_file(world, photos, tmp_path, monkeypatch, capsys):
     folder = trained_over_gpt2(world, photos, tmp_path / "my gpt2", "--base",
                                world / "base.safetensors")
-    project = tmp_path / "my project"  # a copy, whose base is the tiny one
-    for pattern in ("*.py", "*.sh", "models/*.py", "metrics/*.py"):
-        for file in ROOT.glob(pattern):
-            (project / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, project / file.relative_to(ROOT))
-    (project / "ckpt").mkdir()
+    project = copy_project(tmp_path / "my project")  # whose base is the tiny one
     shutil.copy(world / "base.safetensors", project / "ckpt" / "captioner_base.safetensors")
     for label, name in enumerate(["a.b.jpg", "é 1.PNG"]):
         make_photo(tmp_path / "my photos" / name, label)
@@ -295,7 +294,7 @@ TRAIN = "train --images photos --captions c.json --base base.safetensors --out n
 ])
 def test_bad_input_gets_one_line_and_no_output(world, capsys, monkeypatch, words, message):
     monkeypatch.chdir(world)
-    monkeypatch.setattr(peft_training, "LIMIT", 14_000)
+    monkeypatch.setattr(training_peft, "LIMIT", 14_000)
     result = here(capsys, *words.split())
     lines = error_lines(result)
     assert len(lines) == 1 and message in lines[0] and "unexpected" not in lines[0], result.stderr
@@ -304,8 +303,7 @@ def test_bad_input_gets_one_line_and_no_output(world, capsys, monkeypatch, words
 
 
 def test_what_does_not_ship_yet_is_said(photos, capsys, monkeypatch, tmp_path):
-    for module in (peft_caption, peft_training):
-        monkeypatch.setattr(module, "BASE", tmp_path / "captioner_base.safetensors")
+    monkeypatch.setattr(registry, "BASE", tmp_path / "captioner_base.safetensors")
     result = here(capsys, "train", "--method", "cross", "--images", photos, "--captions",
                   write(tmp_path / "c.json", coco(captions_of(photos))), "--out", tmp_path / "o",
                   "--hold-out", "3")

@@ -18,7 +18,8 @@ import torch
 from conftest import ROOT, TINY, finished, make_folder, run_inside, run_script
 
 import p1_vit_classify
-import training
+from training import loop
+from training.loop import EpochSampler, Recipe, Task, lr_factor
 
 
 class Points:
@@ -48,18 +49,18 @@ def squared_error(model, batch):
 
 
 def fit(tmp_path, model, points=None, resume=False, **options):
-    recipe = training.Recipe(**{"epochs": 1, "batch_size": 4, "schedule": "constant", "warmup": 0,
+    recipe = Recipe(**{"epochs": 1, "batch_size": 4, "schedule": "constant", "warmup": 0,
                                 "clip_norm": 0, "workers": 0, "lr": 0.1, **options})
-    task = training.Task(
+    task = Task(
         dataset=points or Points(), groups=[{"params": list(model.parameters())}],
         prepare=tuple, loss=squared_error, evaluate=lambda model, accelerator: {},
         save=lambda path, model, row: path.write_text(str(row["epoch"])), select=None)
-    return training.fit(model, task, recipe, tmp_path / "out", resume)
+    return loop.fit(model, task, recipe, tmp_path / "out", resume)
 
 
 def batches_of(points, recipe_seed=0, batch_size=4, epoch=0):
-    recipe = training.Recipe(batch_size=batch_size, seed=recipe_seed)
-    sampler = training.EpochSampler(len(points), recipe, 0, 1)
+    recipe = Recipe(batch_size=batch_size, seed=recipe_seed)
+    sampler = EpochSampler(len(points), recipe, 0, 1)
     sampler.epoch = epoch
     return [(points.x[indices], points.y[indices]) for indices in sampler]
 
@@ -135,22 +136,22 @@ def test_clipping_bounds_the_step(tmp_path):
                 (1 + math.cos(3 * math.pi / 4)) / 2]),
 ])
 def test_schedules_warm_up_and_end_at_zero(schedule, expected):
-    recipe = training.Recipe(epochs=7, warmup=3, schedule=schedule)
-    assert [training.lr_factor(recipe, 1, step) for step in range(7)] == pytest.approx(expected)
+    recipe = Recipe(epochs=7, warmup=3, schedule=schedule)
+    assert [lr_factor(recipe, 1, step) for step in range(7)] == pytest.approx(expected)
     if schedule != "constant":
-        assert training.lr_factor(recipe, 1, 7) == pytest.approx(0)
+        assert lr_factor(recipe, 1, 7) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("size", [12, 13])
 def test_processes_share_each_batch(size):
-    recipe = training.Recipe(batch_size=4, seed=5)
-    alone = list(training.EpochSampler(size, recipe, 0, 1))
-    shares = [list(training.EpochSampler(size, recipe, rank, 2)) for rank in range(2)]
+    recipe = Recipe(batch_size=4, seed=5)
+    alone = list(EpochSampler(size, recipe, 0, 1))
+    shares = [list(EpochSampler(size, recipe, rank, 2)) for rank in range(2)]
     assert sorted(index for batch in alone for index in batch) == list(range(size))
     for batch, first, second in zip(alone, *shares, strict=True):
         assert len(first) == len(second)
         assert set(batch) <= set(first + second)
-    other = training.EpochSampler(size, recipe, 0, 1)
+    other = EpochSampler(size, recipe, 0, 1)
     other.epoch = 1
     assert list(other) != alone
 
@@ -216,13 +217,14 @@ def test_a_killed_run_resumes_to_exactly_the_same_weights(tmp_path, capsys):
 
 SPY = """
 import os, sys, torch
-import p1_vit_classify, training
-fit = training.fit
+import p1_vit_classify
+from training import loop
+fit = loop.fit
 def spy(model, *rest):
     history = fit(model, *rest)
     torch.save(model.state_dict(), os.path.join(os.environ["SPY_OUT"], os.environ["RANK"] + ".pt"))
     return history
-training.fit = spy
+loop.fit = spy
 sys.argv[0] = "p1_vit_classify.py"
 p1_vit_classify.run(p1_vit_classify.main)
 """

@@ -7,7 +7,7 @@ from utils import UserError
 import numpy as np
 import pytest
 
-from wordnet import (
+from data.wordnet import (
     imagenet_nouns,
     mentioned,
     name_meanings,

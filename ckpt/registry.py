@@ -23,9 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from utils import UserError, read_json, sha256_of, write_text
+from utils import UserError, read_json, write_text
 
-FOLDER = Path(__file__).resolve().parent / "ckpt"
+from ckpt.transfer import sha256_of
+
+FOLDER = Path(__file__).resolve().parent
+BASE = FOLDER / "captioner_base.safetensors"  # what PEFT captioners of this project stand on
+CLIP = FOLDER / "clip_vit_tiny.safetensors"  # what CLIPScore is computed with
 SHIPPED = {"p1": "pets_vit_tiny.safetensors", "p2": "flickr8k_captioner.safetensors",
            "p2_peft": "flickr8k_peft.safetensors", "clip": "clip_vit_tiny.safetensors"}
 VARIABLES = {"p1": "HW3_P1_CKPT", "p2": "HW3_P2_CKPT", "p2_peft": "HW3_P2_CKPT",

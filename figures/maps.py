@@ -1,175 +1,20 @@
-"""Figures: curves, grids, matrices. Takes arrays and image boxes, never a model; writes PNG whole.
-
-Colours: viridis for magnitudes and Okabe & Ito's palette for lines, both readable by colour-blind
-readers.
-"""
+"""Maps over photos: attention, words, and tiles of position embeddings."""
 
 from __future__ import annotations
 
-import logging
 import math
-import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils import one_line, printable  # noqa: E402
+
 import matplotlib
-
-matplotlib.use("Agg")  # no window is ever opened
-
-from utils import one_line, printable, whole_file  # noqa: E402
-
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
-from matplotlib.font_manager import FontProperties  # noqa: E402
-from matplotlib.textpath import text_to_path  # noqa: E402
-from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 from PIL import Image  # noqa: E402
 
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-TRUE_CLASS, OTHER_CLASS = LINES[1], "#9FB4C7"
-# A name in Chinese, Japanese or Korean is drawn where one of these is installed, else as boxes.
-FONTS = ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei",
-         "Microsoft YaHei", "Hiragino Sans", "Yu Gothic"]
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-plt.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 150, "font.size": 9})
-
-
-def save(figure: plt.Figure, path: str | Path) -> None:
-    """Write ``figure`` as PNG, whole or not at all, and free it."""
-    try:
-        with whole_file(path) as temporary:
-            # zlib's usual level takes twice as long to save 2 %
-            figure.savefig(temporary, format="png", pil_kwargs={"compress_level": 4})
-    finally:
-        plt.close(figure)
-
-
-def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
-    """Loss and accuracy by epoch for each named history (rows of ``training.fit``); training
-    dashed, validation solid."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-    for number, (name, history) in enumerate(histories.items()):
-        colour = LINES[number % len(LINES)]
-        marker = "os^Dv"[number // len(LINES) % 5]
-        epochs = [row["epoch"] for row in history]
-        for axes, quantity in ((left, "loss"), (right, "accuracy")):
-            for part, style in (("val", "-"), ("train", "--")):
-                if f"{part}_{quantity}" not in history[0]:
-                    continue
-                label = f"{name} ({part})" if name and len(histories) == 1 else name or part
-                axes.plot(epochs, [row[f"{part}_{quantity}"] for row in history], style,
-                          marker=marker, markersize=3, color=colour,
-                          label=label if part == "val" or not name else None,
-                          alpha=0.5 if part == "train" else 1)
-    for axes, quantity in ((left, "loss"), (right, "accuracy")):
-        axes.set(xlabel="epoch", title=f"{quantity.capitalize()} (dashed: training)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.legend(fontsize=8)
-    save(figure, path)
-
-
-def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
-    """Training loss, and CIDEr on photos held out, by epoch for each named history (rows of
-    ``training.fit``); a ring marks the epoch of the highest CIDEr."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    for number, (name, history) in enumerate(histories.items()):
-        style = {"color": LINES[number % len(LINES)]}
-        for cell, quantity in zip(axes, ("train_loss", "val_CIDEr"), strict=True):
-            cell.plot([row["epoch"] for row in history], [row[quantity] for row in history],
-                      "os^Dv"[number % 5] + "-", markersize=3, label=name, **style)
-        best = max(history, key=lambda row: row["val_CIDEr"])
-        axes[1].plot(best["epoch"], best["val_CIDEr"], "o", markersize=9, fillstyle="none", **style)
-    for cell, title in zip(axes, ("Training loss", "CIDEr on photos held out (ring: the best)"),
-                           strict=True):
-        cell.set(xlabel="epoch", title=title)
-        cell.xaxis.set_major_locator(MaxNLocator(integer=True))
-        cell.grid(alpha=0.3)
-    axes[1].legend(fontsize=8)
-    save(figure, path)
-
-
-def confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:
-    """Counts (classes, classes), row the true class; the diagonal is left out of the colour scale
-    so that the confusions can be seen."""
-    classes = len(names)
-    side = max(4.0, 0.24 * classes + 2)
-    figure, axes = plt.subplots(figsize=(side, side))
-    shown = matrix.astype(float)
-    errors = shown.copy()
-    np.fill_diagonal(errors, 0)
-    image = axes.imshow(errors, cmap="viridis", vmin=0, vmax=max(errors.max(), 1))
-    for row, column in zip(*np.nonzero(matrix), strict=True):
-        light = row == column or errors[row, column] < 0.6 * errors.max()
-        axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=6.5,
-                  color="white" if light else "black")
-    ticks = np.arange(classes)
-    axes.set_xticks(ticks, names, rotation=90, fontsize=7)
-    axes.set_yticks(ticks, names, fontsize=7)
-    axes.set(xlabel="predicted", ylabel="true",
-             title=f"Confusion: {int(np.trace(matrix))} of {int(matrix.sum())} right")
-    figure.colorbar(image, ax=axes, label="photos (errors only)", shrink=0.6,
-                    ticks=MaxNLocator(integer=True, nbins=6))
-    save(figure, path)
-
-
-def gallery(images: Sequence, titles: Sequence[str], heading: str, path: str | Path) -> None:
-    """Photos (PIL or arrays) in rows of four, each with its title."""
-    columns = min(4, max(len(images), 1))
-    rows = max(math.ceil(len(images) / columns), 1)
-    figure, grid = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.9 * rows), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, image, title in zip(grid.flat, images, titles, strict=False):
-        axes.imshow(image)
-        axes.set_title(printable(title), fontsize=7.5, fontfamily=FONTS, parse_math=False)
-    figure.suptitle(heading if len(images) else f"{heading}: none", fontsize=11)
-    save(figure, path)
-
-
-def top_classes(panels: Sequence[tuple], quantity: str, path: str | Path) -> None:
-    """Each photo beside bars of its likeliest classes, the true one in another colour.
-
-    A panel is (photo, title, names, shares from 0 to 1, whether each is the true class), the
-    likeliest first; ``quantity`` says what the bars show.
-    """
-    columns = 1 if len(panels) <= 4 else 2
-    rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.6] * columns,
-                                figsize=(6.2 * columns, 1.9 * rows + 0.4))
-    cells = grid.reshape(-1, 2)  # row by row: a photo and its bars
-    for picture, bars in cells[len(panels):]:
-        picture.axis("off")
-        bars.axis("off")
-    for (picture, bars), (photo, title, names, shares, true) in zip(cells, panels, strict=False):
-        picture.imshow(for_display(photo, (0, 0, *photo.size))[0])
-        picture.axis("off")
-        picture.set_title(title, fontsize=7.5, fontfamily=FONTS, parse_math=False)
-        places, percents = np.arange(len(names)), 100 * np.asarray(shares)
-        bars.barh(places, percents, color=[TRUE_CLASS if right else OTHER_CLASS for right in true])
-        for place, percent in zip(places, percents, strict=True):
-            text = f"{percent:.0f}" if percent >= 1 else f"{percent:.1f}"
-            bars.text(percent + 1, place, "<0.1" if percent < 0.05 else text, va="center",
-                      fontsize=7)
-        bars.set_yticks(places, [name if len(name) <= 26 else name[:25] + "…" for name in names],
-                        fontsize=8, fontfamily=FONTS, parse_math=False)
-        bars.set(xlim=(0, 110), ylim=(len(names) - 0.5, -0.5), xticks=range(0, 101, 25))
-        bars.spines[["top", "right"]].set_visible(False)
-        bars.tick_params(axis="x", labelsize=7)
-    marks = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (TRUE_CLASS, OTHER_CLASS)]
-    if any(any(true) for *_, true in panels):
-        figure.legend(marks, ["true class", "other"], loc="outside upper right", ncols=2,
-                      fontsize=8, frameon=False)
-    figure.supxlabel(quantity, fontsize=8.5)
-    save(figure, path)
-
-
-# --- maps over photos ---------------------------------------------------------------------------
-
-SEQUENTIAL = "viridis"
+from figures.style import FONTS, LINES, SEQUENTIAL, _fitted, _wrapped, save
 
 
 def scale_top(heat: np.ndarray) -> float:
@@ -349,31 +194,6 @@ def _share_scale(figure: plt.Figure, top: float, legend: str) -> None:
     bar.tick_params(labelsize=7, length=2)
     bar.set_xlabel("share of attention, per patch", size=7.5, labelpad=1)
     figure.text(2.75 / width, 0.4 / height, legend, size=7.5, color="0.35")
-
-
-def _inches(text: str, size: float) -> float:
-    font = FontProperties(family=FONTS, size=size)
-    return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
-
-
-def _wrapped(text: str, size: float, width: float) -> list[str]:
-    """``text`` in lines of at most ``width`` inches."""
-    lines, letters = [text], len(text)
-    while letters > 1 and any(_inches(line, size) > width for line in lines):
-        letters = int(min(letters - 1, len(text) * width / _inches(text, size)))
-        lines = textwrap.wrap(text, max(letters, 1))
-    return lines
-
-
-def _fitted(text: str, size: float, width: float) -> tuple[str, float]:
-    """(text, size): smaller until it is at most ``width`` inches long; where that is not enough,
-    in two lines, and what they cannot hold is cut."""
-    small = 6.5
-    size = max(min(size, size * width / max(_inches(text, size), width)), small)
-    if size > small:
-        return text, size
-    lines = _wrapped(text, small, width)
-    return "\n".join(lines[:2])[:None if len(lines) < 3 else -1] + "…" * (len(lines) > 2), small
 
 
 # --- position embeddings ------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import http.client
 import json
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from time import sleep
 from urllib.parse import urlsplit
 
-from utils import UserError, one_line, progress, sha256_of, warn
+from utils import UserError, one_line, progress, warn
 
 WAITS = (1, 2, 4)  # seconds before each further try
 TIMEOUT = 30  # seconds that a server may be silent
@@ -242,3 +243,12 @@ def _validator(note: Path, url: str) -> str | None:
 def _discard(*files: Path) -> None:
     for file in files:
         file.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            total.update(chunk)
+    return total.hexdigest()

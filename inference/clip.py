@@ -3,26 +3,17 @@ never import each other, and the rooms: it may use every room."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import (
-    UserError,
-    autocast,
-    check_writable,
-    resolve_run_options,
-    warn,
-    whole_file,
-)
+from utils import UserError, autocast, check_writable, resolve_run_options, warn, whole_file
 
 import numpy as np
 
-import data
-from metrics.clipscore import WEIGHT, clipscore
+from data.batches import normalized_batches
 from models.clip import Clip, open_clip
 
 BATCH = {"cpu": 16, "cuda": 256}
@@ -44,7 +35,7 @@ def image_features(
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
     """(readable paths, (N, D) float32 with rows of length 1, [(path, reason)] of the others)."""
     readable, rows, unreadable = [], [], []
-    for names, images in data.normalized_batches(clip.preprocessing, paths, args, unreadable,
+    for names, images in normalized_batches(clip.preprocessing, paths, args, unreadable,
                                                  title):
         with autocast(args.device, args.precision):
             rows.append(clip.encode_image(images).cpu().numpy())
@@ -112,17 +103,6 @@ def text_features(clip: Clip, texts: Sequence[str]) -> np.ndarray:
     return features
 
 
-def class_features(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """(templates, classes, D): each name in each template's place for it."""
-    texts = [fill(template, name) for template in templates for name in names]
-    return text_features(clip, texts).reshape(len(templates), len(names), -1)
-
-
-def fill(template: str, name: str) -> str:
-    """``name`` where ``template`` says {object} or {}."""
-    return template.replace("{object}", name).replace("{}", name)
-
-
 def _read_npz(file: str | Path) -> dict[str, np.ndarray] | None:
     """The file's arrays; None where there is none, or it is damaged (zip keeps a checksum)."""
     try:
@@ -135,44 +115,3 @@ def _read_npz(file: str | Path) -> dict[str, np.ndarray] | None:
 def _write_npz(file: str | Path, **arrays: np.ndarray) -> None:
     with whole_file(file) as temporary, open(temporary, "wb") as target:
         np.savez(target, **arrays)
-
-
-# --- captions and class names -------------------------------------------------------------------
-
-
-def caption_scores(
-    clip: Clip, paths: Sequence[Path], captions: Sequence[str], args, prefix: str
-) -> tuple[np.ndarray, Unreadable]:
-    """CLIPScore of each photo's caption (N,), nan where the photo cannot be read; and which."""
-    readable, features, unreadable = image_features(clip, paths, args, "CLIPScore")
-    places = {path: place for place, path in enumerate(paths)}
-    rows = [places[path] for path in readable]
-    scores = np.full(len(paths), np.nan)
-    if rows:
-        scores[rows] = clipscore(features, [captions[row] for row in rows],
-                                 lambda texts: clip.encode_text(texts).cpu().numpy(), prefix)
-    return scores, unreadable
-
-
-def about_clipscore(clip: Clip, prefix: str) -> dict:
-    """What must stand beside a CLIPScore."""
-    published = Path(clip.name).name == "clip-vit-base-patch32"
-    name = Path(clip.name).name if Path(clip.name).is_file() else clip.name
-    return {"model": name, "weight": WEIGHT, "prefix": prefix,
-            "comparable": "to ViT-B/32's CLIPScores with this prefix" if published else
-                          "among captions judged by this model; not comparable to ViT-B/32's"}
-
-
-@functools.cache
-def _imagenet_names() -> frozenset[str]:
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo()
-    return frozenset(lemma.strip().casefold() for index in range(info.num_classes())
-                     for lemma in info.index_to_description(index).split(","))
-
-
-def inside_imagenet(name: str) -> bool:
-    """Whether ``name`` is a word that ImageNet-1k (Russakovsky et al. 2015) has for one of its
-    classes, by WordNet's lemmas: "tabby" and "tabby cat" are, "cat" is not."""
-    return name.replace("_", " ").strip().casefold() in _imagenet_names()

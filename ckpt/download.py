@@ -29,12 +29,20 @@ import os
 from collections.abc import Container
 from pathlib import Path
 
-from options import ArgumentParser
-from utils import EXIT_ERROR, EXIT_INTERRUPTED, UserError, one_line, printable, run, sha256_of, warn
+from utils import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    ArgumentParser,
+    UserError,
+    one_line,
+    printable,
+    run,
+    warn,
+)
 
-import checkpoints
-from checkpoints import Entry
-from transfer import Unreachable, check_room, check_url, fetch, one_at_a_time
+from ckpt import registry
+from ckpt.registry import Entry
+from ckpt.transfer import Unreachable, check_room, check_url, fetch, one_at_a_time, sha256_of
 
 # --- files --------------------------------------------------------------------------------------
 
@@ -43,19 +51,19 @@ def fetch_file(entry: Entry, insecure: bool) -> str:
     """Fetch the file of ``entry`` unless it is here and right; returns what was done."""
     path = entry.path
     right, said = check_file(entry)
-    if right and checkpoints.expected(entry)[1]:
+    if right and registry.expected(entry)[1]:
         return said
     with one_at_a_time(path.with_name(f".{path.name}.lock"), path.name):
         right, said = check_file(entry)  # another process may have fetched it meanwhile
         if not right:
             if right is False:
                 warn(f"{path} is not as listed; fetching it again")
-            fetch(entry.url, path, *checkpoints.expected(entry), insecure)
+            fetch(entry.url, path, *registry.expected(entry), insecure)
             said = f"wrote {path}"
-        if checkpoints.expected(entry)[1] is None:
+        if registry.expected(entry)[1] is None:
             sha256 = sha256_of(path)
-            with one_at_a_time(checkpoints.FOLDER / ".lock", "another file"):
-                checkpoints.record(entry, path.stat().st_size, sha256)
+            with one_at_a_time(registry.FOLDER / ".lock", "another file"):
+                registry.record(entry, path.stat().st_size, sha256)
             said += f"; its SHA-256, {sha256}, is held to from now on"
     return said
 
@@ -65,12 +73,12 @@ def check_file(entry: Entry) -> tuple[bool | None, str]:
     path = entry.path
     if not path.exists():
         return None, "is not here"
-    problem = checkpoints.problem_with(entry)
+    problem = registry.problem_with(entry)
     if problem:
         remedy = (f"git checkout -- ckpt/{entry.file} restores it" if entry.shipped else
                   f"bash download_ckpt.sh {entry.name} fetches it again")
         return False, f"is not as listed ({problem}); {remedy}"
-    if checkpoints.expected(entry)[1] is None:
+    if registry.expected(entry)[1] is None:
         return True, f"is here: {path} (no SHA-256 of it is known)"
     return True, f"is right: {path}"
 
@@ -113,7 +121,7 @@ def choose(wanted: str, names: Container[str], entry: Entry) -> str | None:
     found = next((name for name in alternatives if name in names), None)
     if found is None and "" not in alternatives:
         raise UserError(f"{entry.hub} has no {' nor '.join(alternatives)}; mend \"files\" of "
-                        f"{entry.name} in {checkpoints.list_path()}")
+                        f"{entry.name} in {registry.list_path()}")
     return found
 
 
@@ -162,12 +170,12 @@ def is_what_it_is_called(path: Path) -> bool:
 
 
 def download(args) -> int:
-    entries, defaults = checkpoints.read_list()
+    entries, defaults = registry.read_list()
     names = args.names or (entries if args.all else defaults.values())
     failed, unreachable = [], {}
     for name in dict.fromkeys(names):
         try:
-            entry = checkpoints.find(entries, name)
+            entry = registry.find(entries, name)
             if entry.hub:
                 said = fetch_model(entry)
             elif entry.url:
@@ -185,7 +193,7 @@ def download(args) -> int:
     if unreachable:
         warn(f"error: could not be had: {', '.join(unreachable)} "
              f"({next(iter(unreachable.values()))}); try again when there is a network. The "
-             f"checkpoints that ship in {checkpoints.FOLDER} still work")
+             f"checkpoints that ship in {registry.FOLDER} still work")
     elif not args.names and not args.all:
         warn(f"{len(entries)} are listed: bash download_ckpt.sh --list")
     return EXIT_ERROR if failed or unreachable else 0
@@ -194,11 +202,11 @@ def download(args) -> int:
 def check(args) -> int:
     """Say of each entry whether it is right. An error is what is wrong, and what is not here though
     it ships or was named."""
-    entries, _ = checkpoints.read_list()
+    entries, _ = registry.read_list()
     status = 0
     for name in args.names or entries:
         try:
-            entry = checkpoints.find(entries, name)
+            entry = registry.find(entries, name)
             right, said = check_model(entry) if entry.hub else check_file(entry)
             if right is False or right is None and (entry.shipped or args.names):
                 status = EXIT_ERROR
@@ -209,17 +217,17 @@ def check(args) -> int:
 
 
 def show(args) -> int:
-    entries, defaults = checkpoints.read_list()
+    entries, defaults = registry.read_list()
     status = 0
     for name in args.names or entries:
         try:
-            entry = checkpoints.find(entries, name)
+            entry = registry.find(entries, name)
         except UserError as error:
             warn(f"error: {error}")
             status = EXIT_ERROR
             continue
         here = bool(cached_files(entry)) if entry.hub else entry.path.exists()
-        size = entry.hub is None and checkpoints.expected(entry)[0]
+        size = entry.hub is None and registry.expected(entry)[0]
         facts = [("ships" if entry.shipped else "here") if here else "not here",
                  *([f"{size / 1e6:,.1f} MB"] if size else []),
                  *(f"default of {key}" for key, used in defaults.items() if used == name)]
@@ -231,7 +239,7 @@ def show(args) -> int:
 
 def add(args) -> int:
     """Write a file's size and SHA-256 into the list, as an entry of its own or a known one's."""
-    file, (entries, defaults) = Path(args.record), checkpoints.read_list()
+    file, (entries, defaults) = Path(args.record), registry.read_list()
     if not file.is_file():
         raise UserError(f"{file} does not exist; --record takes a checkpoint file")
     name = args.name or file.stem
@@ -240,19 +248,19 @@ def add(args) -> int:
     if url:
         check_url(url, args.insecure)
         where = {"url": url, "file": before.get("file") or name + file.suffix}
-    elif file.resolve().parent == checkpoints.FOLDER.resolve():
+    elif file.resolve().parent == registry.FOLDER.resolve():
         where = {"shipped": True, "file": file.name}
     else:
-        raise UserError(f"{file} is not in {checkpoints.FOLDER}: put it there and it comes with "
+        raise UserError(f"{file} is not in {registry.FOLDER}: put it there and it comes with "
                         "the code, or give --url, where it can be fetched")
     entries[name] = {"name": name, **where, "size": file.stat().st_size, "sha256": sha256_of(file),
                      "licence": args.licence or before.get("licence"),
                      "use": args.use or before.get("use")}
-    checkpoints.find(entries, name)  # as it will be read
+    registry.find(entries, name)  # as it will be read
     if args.default:
         defaults[args.default] = name
-    checkpoints.write_list(entries, defaults)
-    warn(f"wrote {name} into {checkpoints.list_path()}; commit it")
+    registry.write_list(entries, defaults)
+    warn(f"wrote {name} into {registry.list_path()}; commit it")
     return 0
 
 
@@ -274,7 +282,7 @@ def parse_args(argv):
     recorded = parser.add_argument_group("with --record")
     recorded.add_argument("--name", help="of the entry (default: FILE's, without its extension)")
     recorded.add_argument("--url", help="where FILE can be fetched (default: it ships in ckpt/)")
-    recorded.add_argument("--default", choices=list(checkpoints.SHIPPED),
+    recorded.add_argument("--default", choices=list(registry.SHIPPED),
                           help="make it what this entry point uses: p1 hw3_1.sh IMAGES OUT.csv, "
                                "clip hw3_1.sh with names, p2 hw3_2.sh, p2_peft hw3_2.sh with a "
                                "decoder")
@@ -296,7 +304,5 @@ def main(argv=None):
     except KeyboardInterrupt:
         warn("interrupted; what came so far is kept, and the same command goes on from there")
         return EXIT_INTERRUPTED
-
-
 if __name__ == "__main__":
     run(main)

@@ -3,23 +3,21 @@ training on CIDEr, and language modelling. Between the scripts and the rooms, as
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from utils import UserError, autocast, warn
+from utils import UserError
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
-import data
-import training
-from captioning import caption_features, caption_images, patch_features
+from data.batches import LabelledImages
+from data.transform import Transform, augmentation
+from inference.caption import caption_features, caption_images, patch_features
 from metrics.captions import score_captions
 from metrics.cider import CiderReward
 from metrics.ptb import tokenize_all
@@ -33,7 +31,7 @@ from models.captioner import (
     unwrap,
 )
 from models.decoding import Search, sample
-from training import Task, parameter_groups
+from training.loop import Task, parameter_groups
 
 # --- photos with captions -----------------------------------------------------------------------
 
@@ -93,15 +91,15 @@ def caption_task(
     paths, val_paths = list(images), [path for source in val for path in source]
     references = References(captioner, list(images.values()))
     frozen = not any(p.requires_grad for p in captioner.encoder.parameters())
-    transform = data.Transform.from_fields(captioner.preprocessing)
+    transform = Transform.from_fields(captioner.preprocessing)
     stored = frozen and args.augment == ["none"] and transform.resize != "longest"
     if stored:
         dataset, val_features = (patch_features(captioner, part, args, args.features)
                                  for part in (paths, val_paths))
         dataset = Features(dataset)
     else:
-        dataset = data.LabelledImages(paths, list(range(len(paths))),
-                                      data.augmentation(args.augment, transform), args.seed)
+        dataset = LabelledImages(paths, list(range(len(paths))),
+                                      augmentation(args.augment, transform), args.seed)
 
     def prepare(batch):
         return batch if stored else (transform.normalize(batch[0]), batch[1])
@@ -190,75 +188,3 @@ def judge(captions: Sequence[str], sources: Sequence[Sequence[Sequence[str]]]) -
             "val_BLEU-4": float(np.mean([score["BLEU-4"] for score in scores])),
             "val_length": float(np.mean([len(text.split()) for text in captions])),
             "val_distinct": len(set(captions)) / len(captions)}
-
-
-# --- captions alone -----------------------------------------------------------------------------
-
-
-class Texts:
-    """A dataset of (targets (T,),): captions padded to one length."""
-
-    def __init__(self, base: Captioner, texts: Sequence[str]) -> None:
-        self.targets = caption_targets(base, list(texts))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing here is random."""
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int):
-        return (self.targets[index],)
-
-
-def language_task(
-    base: Captioner, texts: list[str], val_texts: list[str], save: Callable, args
-) -> Task:
-    """The task of foretelling the next token of captions, judged by ``val_texts``."""
-    def loss(model, batch):
-        targets = batch[0][:, (batch[0] != IGNORED).any(0)]
-        loss, right = teacher_forcing_loss(model, None, targets, args.label_smoothing)
-        return loss, right * len(targets)
-
-    val = caption_targets(base, val_texts)
-
-    @torch.inference_mode()
-    def validate(model, accelerator):
-        total = count = 0
-        for part in val.split(256):
-            with autocast(args.device, args.precision):
-                mean, _ = teacher_forcing_loss(model, None, part.to(args.device))
-            tokens = int((part != IGNORED).sum())
-            total, count = total + mean.item() * tokens, count + tokens
-        return {"val_log_likelihood": -total / count, "val_perplexity": math.exp(total / count)}
-
-    return Task(Texts(base, texts), parameter_groups(base, args.weight_decay),
-                lambda batch: batch, loss, validate, save, select="val_log_likelihood")
-
-
-# --- recipes ------------------------------------------------------------------------------------
-
-FILES = ("images", "captions", "val_captions", "checkpoint", "base", "decoder", "weights",
-         "vocab")
-
-
-def describe_training(args, trained_on: dict) -> dict:
-    """What a checkpoint keeps of how it was trained: of each path, its name alone."""
-    def bare(value):
-        return [bare(word) for word in value] if isinstance(value, list) else Path(value).name
-
-    recipe = {key: bare(value) if key in FILES and value else value
-              for key, value in vars(args).items()
-              if key not in ("run", "command", "out", "val_images", "features", "resume", "about")}
-    return {"recipe": recipe, "trained_on": trained_on, "about": args.about}
-
-
-def fit_recipe(model: nn.Module, task: Task, settings: dict, args) -> list[dict]:
-    """``training.fit`` by the options of a command line; ``settings`` are what a resume must
-    repeat."""
-    recipe = training.Recipe(**{field.name: getattr(args, field.name)
-                                for field in dataclasses.fields(training.Recipe)})
-    task.settings = {key: value for key, value in settings.items() if not hasattr(recipe, key)}
-    history = training.fit(model, task, recipe, Path(args.out), args.resume)
-    warn(f"wrote best.safetensors, last.safetensors and history.csv into {args.out}")
-    return history

@@ -7,6 +7,7 @@ after each epoch, so a run that was killed and resumed ends with the weights of 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -213,8 +214,6 @@ def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sam":
         return SAM(groups, classes[base], rho=recipe.sam_rho, **options)
     return classes[base](groups, **options)
-
-
 EMBEDDINGS = ("wte", "wpe", "prefix", "pos_embed", "cls_token", "logit_scale", "_embeddings.")
 
 
@@ -312,3 +311,31 @@ def _save_state(
     state |= {"settings": settings, "history": history, "best": best}
     with whole_file(path) as temporary:
         torch.save(state, temporary)
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+FILES = ("images", "captions", "val_captions", "checkpoint", "base", "decoder", "weights",
+         "vocab")
+
+
+def describe_training(args, trained_on: dict) -> dict:
+    """What a checkpoint keeps of how it was trained: of each path, its name alone."""
+    def bare(value):
+        return [bare(word) for word in value] if isinstance(value, list) else Path(value).name
+
+    recipe = {key: bare(value) if key in FILES and value else value
+              for key, value in vars(args).items()
+              if key not in ("run", "command", "out", "val_images", "features", "resume", "about")}
+    return {"recipe": recipe, "trained_on": trained_on, "about": args.about}
+
+
+def fit_recipe(model: nn.Module, task: Task, settings: dict, args) -> list[dict]:
+    """``training.fit`` by the options of a command line; ``settings`` are what a resume must
+    repeat."""
+    recipe = Recipe(**{field.name: getattr(args, field.name)
+                                for field in dataclasses.fields(Recipe)})
+    task.settings = {key: value for key, value in settings.items() if not hasattr(recipe, key)}
+    history = fit(model, task, recipe, Path(args.out), args.resume)
+    warn(f"wrote best.safetensors, last.safetensors and history.csv into {args.out}")
+    return history

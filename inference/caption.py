@@ -13,13 +13,13 @@ from utils import UserError, autocast, resolve_run_options, whole_file
 import numpy as np
 import torch
 
-import data
+from ckpt import registry
+from data.batches import normalized_batches
 from models.captioner import Captioner, Memory, load_captioner
 from models.checkpoint import digest, read_tensors
 from models.decoding import Search, generate
 from models.peft import load_peft
 
-BASE = Path(__file__).resolve().parent / "ckpt" / "captioner_base.safetensors"
 BATCH = {"cpu": 32, "cuda": 128}
 
 
@@ -42,7 +42,7 @@ def open_captioner(args) -> Captioner:
 def open_checkpoint(path: str | Path) -> Captioner:
     """A captioner's file, or a PEFT one over the base that ships; in eval mode."""
     if read_tensors(path)[1].get("kind") == "peft":
-        return load_peft(path, load_captioner(BASE, "base"), f"--base {BASE}")
+        return load_peft(path, load_captioner(registry.BASE, "base"), f"--base {registry.BASE}")
     return load_captioner(path)
 
 
@@ -84,7 +84,7 @@ def encoded_batches(captioner: Captioner, paths: Sequence[Path], args, unreadabl
     decoder's weights again for every token, which costs more than bfloat16 saves.
     """
     captioner.to(args.device).eval()
-    for names, images in data.normalized_batches(captioner.preprocessing, paths, args, unreadable,
+    for names, images in normalized_batches(captioner.preprocessing, paths, args, unreadable,
                                                  title):
         with torch.inference_mode(), autocast(args.device, args.precision):
             memory = captioner.encode(images)

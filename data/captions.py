@@ -6,7 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import IMAGE_EXTENSIONS, UserError, read_json, read_lines
+from utils import UserError, read_json, read_lines
+
+from data.photos import IMAGE_EXTENSIONS
 
 
 def read_captions(path: str | Path) -> dict[str, list[str]]:

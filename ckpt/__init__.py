@@ -1,0 +1,1 @@
+"""The shipped checkpoints, the list of all, and how they are fetched."""

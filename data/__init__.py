@@ -1,0 +1,1 @@
+"""What is read from disk: photos, labels, captions, WordNet. Needs no torch to import."""

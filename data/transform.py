@@ -1,0 +1,158 @@
+"""The geometry of a model's preprocessing, and augmentations of training photos.
+
+Needs no torch to import."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from utils import UserError
+
+import numpy as np
+from PIL import Image
+
+from data.photos import load_image
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A model's preprocessing: photo -> (height, width, 3) uint8 -> normalized float batch.
+
+    ``resize="crop"`` scales the photo to cover ``size / crop_pct`` and takes the centre, as timm's
+    evaluation transform does; ``"squash"`` scales the whole photo to ``size``, whatever its shape;
+    ``"longest"`` scales its longer side to that of ``size`` and keeps its shape, so that a batch is
+    padded (``batch``).
+    """
+
+    size: tuple[int, int]  # height, width
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: str = "crop"
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        """ValueError for what no photo can be prepared by."""
+        numbers = (*self.mean, *self.std, self.crop_pct)
+        if not (len(self.size) == 2 and all(type(side) is int and side > 0 for side in self.size)):
+            raise ValueError(f"a size of {self.size}")
+        if not (len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, numbers))
+                and min(self.std) > 0 and 0.001 < self.crop_pct <= 1):
+            raise ValueError(f"mean {self.mean}, std {self.std}, crop_pct {self.crop_pct}")
+        if (self.resize not in ("crop", "squash", "longest")
+                or self.interpolation.upper() not in Image.Resampling.__members__):
+            raise ValueError(f"resize {self.resize}, interpolation {self.interpolation}")
+
+    @classmethod
+    def from_fields(cls, fields: dict) -> Transform:
+        """From what a model's builder or a checkpoint says; UserError where that is not whole."""
+        try:
+            lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+            return cls(**{**fields, **lists})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"the model's preprocessing is described wrongly: {error}") from None
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom): the part of a width × height photo that the model sees."""
+        if self.resize != "crop":
+            return (0.0, 0.0, float(width), float(height))
+        rows, cols = self.size
+        # The arithmetic and rounding of torchvision's Resize and CenterCrop, so that the result is
+        # the same pixel for pixel; but resampling only this box, a 1 × 5000 photo stays small.
+        target = math.floor(rows / self.crop_pct), math.floor(cols / self.crop_pct)
+        if target[0] * width <= target[1] * height:  # the width decides
+            new_width, new_height = target[1], int(target[1] * height / width)
+        else:
+            new_width, new_height = int(target[0] * width / height), target[0]
+        new_width, new_height = max(new_width, cols), max(new_height, rows)
+        left = int(round((new_width - cols) / 2.0))
+        top = int(round((new_height - rows) / 2.0))
+        scale_x, scale_y = width / new_width, height / new_height
+        return (left * scale_x, top * scale_y, (left + cols) * scale_x, (top + rows) * scale_y)
+
+    def shape(self, width: int, height: int) -> tuple[int, int]:
+        """(rows, cols) of what a width × height photo becomes."""
+        if self.resize != "longest":
+            return self.size
+        scale = max(self.size) / max(width, height)  # CATR's arithmetic and rounding
+        return max(int(height * scale), 1), max(int(width * scale), 1)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """RGB photo -> (height, width, 3) uint8."""
+        rows, cols = self.shape(*image.size)
+        resample = Image.Resampling[self.interpolation.upper()]
+        return np.asarray(image.resize((cols, rows), resample, box=self.box(*image.size)))
+
+    def batch(self, images: Sequence[np.ndarray], size: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """Photos as ``__call__`` leaves them -> (B, height, width, 3) uint8. Where they have sizes
+        of their own, they are padded below and to the right to the largest, ``size`` at least, and
+        a fourth channel is 255 where there is a photo."""
+        if self.resize != "longest":
+            return np.stack(images)
+        rows, cols = np.max([size, *(image.shape[:2] for image in images)], axis=0)
+        padded = np.zeros((len(images), rows, cols, 4), np.uint8)
+        for place, image in zip(padded, images, strict=True):
+            place[:image.shape[0], :image.shape[1], :3] = image
+            place[:image.shape[0], :image.shape[1], 3] = 255
+        return padded
+
+    def normalize(self, batch):
+        """(B, height, width, channels) uint8 tensor -> (B, channels, height, width) float32, on its
+        device; a fourth channel becomes 0 and 1."""
+        import torch
+
+        mean, std = (torch.tensor(values[:batch.shape[-1]], device=batch.device).view(-1, 1, 1)
+                     for values in ((*self.mean, 0.0), (*self.std, 1.0)))
+        return (batch.permute(0, 3, 1, 2) / 255.0 - mean) / std
+
+    def load(self, path: str | Path) -> np.ndarray:
+        """The file's pixels as the model takes them. Raises ValueError as ``load_image`` does."""
+        rows, cols = self.size
+        needed = math.ceil(max(rows, cols) / self.crop_pct)
+        return self(load_image(path, (needed, needed)))
+
+
+# --- training samples ---------------------------------------------------------------------------
+
+AUGMENTATIONS = ("none", "flip", "jitter", "crop", "auto", "rand")
+
+
+def augmentation(
+    names: Sequence[str], transform: Transform
+) -> Callable[[Image.Image], Image.Image]:
+    """Photo -> photo of the transform's size: the named augmentations, one after the other; where
+    the transform keeps shapes, then padded to that size (``Transform.batch``).
+
+    ``crop`` (Szegedy et al. 2015, Sec. 6, area from 35 %) takes the place of the transform's own
+    geometry; ``auto`` and ``rand`` are AutoAugment (Cubuk et al. 2019) and RandAugment (Cubuk et
+    al. 2020; two operations of magnitude 9). Draws from torch's global generator.
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    resample = InterpolationMode(transform.interpolation)
+    if "crop" in names:
+        geometry = v2.RandomResizedCrop(transform.size, scale=(0.35, 1.0), interpolation=resample)
+    else:
+        geometry = v2.Lambda(partial(_resized, transform))
+    steps = {
+        "flip": v2.RandomHorizontalFlip(),
+        "jitter": v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+        "auto": v2.AutoAugment(interpolation=InterpolationMode.BILINEAR),
+        "rand": v2.RandAugment(2, 9, interpolation=InterpolationMode.BILINEAR),
+    }
+    chosen = [geometry, *(steps[name] for name in names if name in steps)]
+    if transform.resize == "longest":
+        chosen.append(v2.Lambda(partial(_padded, transform)))
+    return v2.Compose(chosen)
+
+
+def _resized(transform: Transform, image: Image.Image) -> Image.Image:
+    return Image.fromarray(transform(image))
+
+
+def _padded(transform: Transform, image: Image.Image) -> np.ndarray:
+    return transform.batch([np.asarray(image)], transform.size)[0]

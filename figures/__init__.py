@@ -1,0 +1,1 @@
+"""Drawings from arrays, never from a model."""
