@@ -36,14 +36,10 @@ from utils import (
     ArgumentParser,
     UserError,
     check_writable,
-    fraction,
     markdown_table,
-    natural,
-    non_negative,
     positive_int,
     printable,
     run,
-    share,
     warn,
     write_csv,
     write_json,
@@ -56,12 +52,10 @@ from ckpt import registry
 from data.captions import captioned_images
 from data.labels import read_classes, read_labels, sort_labels
 from data.photos import image_paths, list_images, load_image, report_unreadable
-from data.transform import AUGMENTATIONS
 from figures import charts
 from inference.options import add_run_options
 from metrics import accuracy
 from metrics.retrieval import recall
-from training.options import add_recipe_options
 
 HERE = Path(__file__).resolve().parent
 SHOWN = 20  # predictions that are printed with name and probability; the CSV has all
@@ -368,62 +362,6 @@ def make_parser():
     panels.add_argument("--output", required=True, metavar="PNG", help="figure to write")
     add_training(commands)
     return parser
-
-
-def add_training(commands):
-    naming = commands.add_parser("words", help="teach a text tower what names mean")
-    naming.set_defaults(run=words)
-    learning = commands.add_parser("train", help="train both towers on pictures with texts")
-    learning.set_defaults(run=train)
-    for command in (naming, learning):
-        add_run_options(command, 256 if command is naming else 64)
-        command.add_argument("--out", required=True, metavar="DIR",
-                             help="folder for everything written")
-        command.add_argument("--about", metavar="TEXT",
-                             help="data and licence, kept in the checkpoint")
-        head = command.add_argument_group("what ImageNet's classes look like")
-        head.add_argument("--vit", default="vit_tiny_patch16_224", metavar="NAME",
-                          help="timm's name of the image tower, with a head over ImageNet-1k")
-        head.add_argument("--pretrained", action="store_true", help="timm's weights (network)")
-        head.add_argument("--weights", metavar="FILE", help="these weights, head included")
-        head.add_argument("--wordnet", metavar="DIR", required=command is naming,
-                          help="WordNet's folder with data.noun and index.sense")
-        head.add_argument("--word-scale", type=non_negative, default=12.0, metavar="SCALE",
-                          help="sharpness of what a noun says about the classes")
-        head.add_argument("--texts", type=positive_int, default=100_000, metavar="N",
-                          help="phrases an epoch")
-        recipe = add_recipe_options(command)
-        recipe.add_argument("--encoder-lr", type=non_negative, default=0.1, metavar="FACTOR",
-                            help="the image tower's lr is this times --lr")
-    naming.add_argument("--captions", nargs="*", default=[], metavar="JSON",
-                        help="names that these captions say are taught more often; the tokenizer "
-                             "learns from them too")
-    naming.add_argument("--images", metavar="DIR",
-                        help="photos of the first --captions: what they show is what names mean")
-    for name, default in (("vocab-size", 4096), ("context", 32), ("width", 192), ("layers", 3),
-                          ("heads", 3)):
-        naming.add_argument(f"--{name}", type=positive_int, default=default, metavar="N",
-                            help="of the text tower")
-    learning.add_argument("--checkpoint", required=True, metavar="FILE", help="what to start from")
-    learning.add_argument("--pairs", nargs="*", default=[], metavar="CSV",
-                          help="image,text: paths beside the CSV and what they show")
-    learning.add_argument("--images", metavar="DIR", help="photos of --captions")
-    learning.add_argument("--captions", metavar="JSON", help="captions in COCO's format")
-    learning.add_argument("--freeze", type=natural, default=0, metavar="N",
-                          help="leave the image tower's first N blocks as they are")
-    learning.add_argument("--crop-pct", type=share, metavar="SHARE",
-                          help="share of the shorter side that the centre crop keeps")
-    learning.add_argument("--augment", nargs="+", choices=AUGMENTATIONS, metavar="NAME",
-                          default=["crop", "flip"],
-                          help="any of " + " ".join(AUGMENTATIONS))
-    learning.add_argument("--shrink", type=fraction, default=0.0, metavar="SHARE",
-                          help="share of photos that are made small and large again")
-    learning.add_argument("--shrink-to", type=positive_int, default=32, metavar="PIXELS",
-                          help="how small at least; up to three times as large")
-    learning.add_argument("--teacher", type=non_negative, default=1.0, metavar="WEIGHT",
-                          help="of what the untrained image tower says of undamaged photos")
-    learning.add_argument("--words", type=non_negative, default=0.5, metavar="WEIGHT",
-                          help="of the names that --wordnet goes on teaching")
 
 
 def main():

@@ -33,14 +33,10 @@ from utils import (
     UserError,
     autocast,
     check_writable,
-    fraction,
     markdown_table,
-    non_negative,
-    positive_int,
     printable,
     resolve_run_options,
     run,
-    share,
     warn,
     write_csv,
     write_json,
@@ -53,11 +49,10 @@ from ckpt import registry
 from data.batches import LabelledImages, normalized_batches
 from data.labels import class_indices, find_names, hold_out_tenth, read_labels, sort_labels
 from data.photos import check_images, list_images, load_image, report_unreadable
-from data.transform import AUGMENTATIONS, Transform, augmentation
+from data.transform import Transform, augmentation
 from figures import charts
 from inference.options import add_run_options
 from metrics import accuracy
-from training.options import add_recipe_options
 from training.sweep import combinations, option_words
 
 HERE = Path(__file__).resolve().parent
@@ -310,7 +305,7 @@ def setting_arguments(args, setting):
     """The arguments of ``train`` for one setting of a sweep, parsed as if they were typed."""
     folder = "_".join(f"{key}-{value}" for key, value in setting.items()).replace("/", "-")
     parser = ArgumentParser(prog="p1_vit_classify.py sweep")
-    add_training_options(parser)
+    add_classifier_training(parser)
     words = ["--train", args.train, "--out", str(Path(args.out) / folder), *option_words(setting)]
     return parser.parse_args(words, argparse.Namespace(**vars(args)))
 
@@ -330,47 +325,6 @@ def write_sweep(settings, histories, out):
 
 
 # --- command line -------------------------------------------------------------------------------
-
-
-def add_training_options(parser):
-    parser.add_argument("--train", required=True, metavar="DIR", help="photos to train on")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for everything written")
-    validation = parser.add_mutually_exclusive_group()
-    validation.add_argument("--val", metavar="DIR", help="photos that choose the best epoch")
-    validation.add_argument("--hold-out", action="store_true",
-                            help="validate on a tenth of --train, equally many of each label")
-    parser.add_argument("--labels", metavar="CSV", help="filename,label; else names carry it")
-    parser.add_argument("--names", metavar="JSON",
-                        help="label to name (default: id2label.json in --train or beside it)")
-    parser.add_argument("--about", metavar="TEXT", help="data and licence, kept in the checkpoint")
-
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME|FILE",
-                       help="timm's name, or a file or hf:owner/name to start from")
-    model.add_argument("--pretrained", action=argparse.BooleanOptionalAction,
-                       help="start from --weights, or from timm's for this name (network)")
-    model.add_argument("--weights", metavar="FILE", help="start from this state dict or checkpoint")
-    model.add_argument("--image-size", type=positive_int, metavar="PIXELS",
-                       help="input side; the position embedding is resampled to it")
-    model.add_argument("--resize", choices=("crop", "squash"), default="crop",
-                       help="centre crop, or the whole photo made square")
-    model.add_argument("--crop-pct", type=share, metavar="SHARE",
-                       help="share of the shorter side that the centre crop keeps")
-    model.add_argument("--num-heads", type=positive_int, metavar="N", help="heads a layer")
-    model.add_argument("--drop-path", type=fraction, default=0.0, metavar="RATE",
-                       help="stochastic depth")
-    model.add_argument("--freeze", action="store_true", help="train the head only")
-
-    recipe = add_recipe_options(parser)
-    recipe.add_argument("--layer-decay", type=share, default=1.0, metavar="FACTOR",
-                        help="each layer's lr is this times that of the layer above")
-    recipe.add_argument("--balance", action="store_true",
-                        help="learn as if every label were equally frequent (logit adjustment)")
-    recipe.add_argument("--augment", nargs="+", choices=AUGMENTATIONS, metavar="NAME",
-                        default=["crop", "flip"],
-                        help="any of " + " ".join(AUGMENTATIONS))
-    recipe.add_argument("--mixup", type=non_negative, default=0.0, metavar="ALPHA",
-                        help="mix photos in pairs by a Beta(ALPHA, ALPHA) share; 0 for none")
 
 
 def make_parser():
@@ -404,12 +358,12 @@ def make_parser():
     averaging.add_argument("--checkpoint", nargs="+", required=True, metavar="FILE",
                            help="fine-tuned from the same weights")
     averaging.add_argument("--output", required=True, metavar="FILE", help="file to write")
-    add_training_options(add("train", train, 32, "fine-tune a ViT, or train one from scratch"))
+    add_classifier_training(add("train", train, 32, "fine-tune a ViT, or train one from scratch"))
     sweeping = add("sweep", sweep, 32, "train once for each setting: a table and the curves")
     sweeping.add_argument("--vary", action="append", required=True, metavar="KEY=V1,V2",
                           help="an option of train and its values (several words: flip+crop); "
                                "several --vary form a product")
-    add_training_options(sweeping)
+    add_classifier_training(sweeping)
     return parser
 
 

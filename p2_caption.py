@@ -63,11 +63,10 @@ from data.transform import AUGMENTATIONS
 from inference.options import add_captioner_options, add_run_options, add_search_options
 from metrics.captions import NAMES, describe, score_captions
 from metrics.clipscore import PREFIX, mean_interval
-from training.options import add_photo_options, add_recipe_options
+from training.options import add_photo_options
 
 HERE = Path(__file__).resolve().parent
 SHOWN = 20  # captions that are printed; the JSON has all
-FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
 
 # --- commands -----------------------------------------------------------------------------------
 
@@ -320,23 +319,6 @@ def describe_checkpoint(path):
 
 
 # --- command line -------------------------------------------------------------------------------
-
-
-def add_training_options(parser):
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for everything written")
-    parser.add_argument("--about", metavar="TEXT", help="data and licence, kept in the checkpoint")
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME",
-                       help="timm's name of the encoder, or catr with --weights and --vocab")
-    model.add_argument("--pretrained", action="store_true",
-                       help="give the encoder timm's weights for this name (network)")
-    model.add_argument("--weights", metavar="FILE", help="give the encoder these weights")
-    for name, default in FRESH_DECODER.items():
-        model.add_argument(f"--{name.replace('_', '-')}", type=positive_int, metavar="N",
-                           help=f"of a fresh decoder (default: {default})")
-    model.add_argument("--dropout", type=fraction, default=0.1, metavar="RATE",
-                       help="in the decoder")
-    return add_recipe_options(parser)
 
 
 def make_parser():

@@ -37,7 +37,6 @@ from utils import (
     ArgumentParser,
     UserError,
     check_writable,
-    fraction,
     markdown_table,
     non_negative,
     positive_int,
@@ -52,12 +51,9 @@ from utils import (
 from ckpt import registry
 from data.captions import captioned_images, training_photos
 from data.photos import check_images, list_images, refuse_equal_stems, report_unreadable
-from data.transform import AUGMENTATIONS
 from inference.options import add_run_options, add_search_options
-from training.options import add_photo_options, add_recipe_options
 
 HERE = Path(__file__).resolve().parent
-METHODS = ("cross", "adapter", "prefix", "lora", "full")
 COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap")
 
 # --- train and compare --------------------------------------------------------------------------
@@ -216,58 +212,9 @@ def count(args):
 def rate(text):
     """argparse type: METHOD=RATE."""
     method, _, number = text.partition("=")
-    if method not in METHODS:
-        raise argparse.ArgumentTypeError(f"must be METHOD=RATE of {', '.join(METHODS)}, not {text}")
+    if method not in PEFT_LR:
+        raise argparse.ArgumentTypeError(f"must be METHOD=RATE of {', '.join(PEFT_LR)}, not {text}")
     return method, non_negative(number)
-
-
-def add_base_options(parser):
-    group = parser.add_argument_group("base")
-    group.add_argument("--base", default=str(registry.BASE), metavar="FILE",
-                       help="a language model with its encoder, as p2_caption.py pretrain makes it")
-    group.add_argument("--decoder", metavar="FILE",
-                       help="GPT-2 weights (decoder_model.bin) in place of the base's language "
-                            "model")
-    group.add_argument("--encoder", metavar="NAME",
-                       help="timm's name of a ViT in place of the base's encoder, with --decoder")
-    group.add_argument("--weights", metavar="FILE", help="weights of --encoder")
-    group.add_argument("--pretrained", action="store_true",
-                       help="timm's weights for --encoder (network, or its cache)")
-
-
-def add_size_options(parser):
-    group = parser.add_argument_group("method")
-    group.add_argument("--cross-width", type=positive_int, metavar="N",
-                       help="width of the cross-attention (default: the decoder's)")
-    group.add_argument("--bottleneck", type=positive_int, metavar="N",
-                       help="of adapter (default: 64)")
-    group.add_argument("--prefix-length", type=positive_int, metavar="N",
-                       help="keys and values that prefix learns in each layer (default: 16)")
-    group.add_argument("--rank", type=positive_int, metavar="N",
-                       help="of lora's changes, which are scaled by 2 (default: 16)")
-    group.add_argument("--targets", nargs="+", metavar="LAYER",
-                       help="linear layers that lora changes (default: attn.c_attn attn.c_proj and "
-                            "crossattention's q_attn c_attn c_proj; there are mlp.c_fc mlp.c_proj)")
-    return group
-
-
-def add_training_options(parser):
-    add_run_options(parser, 64)
-    add_base_options(parser)
-    method = add_size_options(parser)
-    method.add_argument("--allow-large", action="store_true",
-                        help="train 35 million parameters and more")
-    method.add_argument("--dropout", type=fraction, default=0.1, metavar="RATE",
-                        help="in the decoder")
-    add_photo_options(parser)
-    add_search_options(parser, beams=1, no_repeat_ngram=0)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for everything written")
-    parser.add_argument("--about", metavar="TEXT", help="data and licence, kept in the checkpoint")
-    recipe = add_recipe_options(parser)
-    recipe.add_argument("--augment", nargs="+", choices=AUGMENTATIONS, default=["none"],
-                        metavar="NAME", help="any of " + " ".join(AUGMENTATIONS) + "; photos "
-                                             "that change are encoded anew in every epoch")
-    parser.set_defaults(lr=None, workers=0, warmup=0.3, objective="xe", encoder_lr=0.0)
 
 
 def add_measure_options(parser):
@@ -288,12 +235,12 @@ def make_parser():
         return command
 
     training = add("train", train, "train one method over a frozen base")
-    add_training_options(training)
-    training.add_argument("--method", choices=METHODS, required=True, help="what is trained")
+    add_peft_training(training)
+    training.add_argument("--method", choices=PEFT_LR, required=True, help="what is trained")
     comparing = add("compare", compare, "train and measure every method under one budget")
-    add_training_options(comparing)
-    comparing.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS),
-                           metavar="METHOD", help="any of " + " ".join(METHODS))
+    add_peft_training(comparing)
+    comparing.add_argument("--methods", nargs="+", choices=PEFT_LR, default=list(PEFT_LR),
+                           metavar="METHOD", help="any of " + " ".join(PEFT_LR))
     comparing.add_argument("--lr-of", type=rate, nargs="+", default=[], metavar="METHOD=RATE",
                            help="highest learning rates that differ from the methods' own")
     comparing.add_argument("--eval-images", required=True, metavar="DIR",
@@ -325,7 +272,7 @@ def make_parser():
     counting.add_argument("file", nargs="?", metavar="FILE", help="what train wrote")
     counting.add_argument("--sizes", action="store_true",
                           help="of each method over GPT-2 small with a ViT-L, as a table")
-    add_size_options(counting)
+    add_peft_size_options(counting)
     return parser
 
 

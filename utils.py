@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -162,10 +163,21 @@ def _cpu_has_bf16() -> bool:
     return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})  # x86 AMX, x86 AVX-512, Arm
 
 
-def resolve_run_options(args: argparse.Namespace) -> None:
-    """Replace "auto" in ``args.device`` and ``args.precision`` by what this machine has."""
-    args.device = resolve_device(args.device)
-    args.precision = resolve_precision(args.precision, args.device)
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a model runs."""
+
+    device: str  # cpu or cuda
+    precision: str  # fp32 or bf16
+    batch_size: int  # images
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, batch_sizes: dict[str, int]) -> Compute:
+        """What --device, --precision and --batch-size ask for; ``batch_sizes`` by device apply
+        where no batch size was given."""
+        device = resolve_device(args.device)
+        return cls(device, resolve_precision(args.precision, device),
+                   args.batch_size or batch_sizes[device])
 
 
 def autocast(device: str, precision: str):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from utils import progress
+from utils import Compute, progress
 
 import numpy as np
 from PIL import Image
@@ -55,17 +55,16 @@ def read_batches(
 
 
 def normalized_batches(
-    preprocessing: dict, paths: Sequence[Path], args, unreadable: list, title: str
+    transform: Transform, paths: Sequence[Path], compute: Compute, unreadable: list, title: str
 ) -> Iterator[tuple[list[Path], object]]:
-    """Yield (paths, normalized images on ``args.device``) with a progress bar; (path, reason) of
-    files that cannot be read go to ``unreadable``."""
+    """Yield (paths, normalized images (B, 3, height, width) on the device) with a progress bar;
+    (path, reason) of files that cannot be read go to ``unreadable``."""
     import torch
 
-    transform = Transform.from_fields(preprocessing)
     with progress(len(paths), title, "img") as bar:
-        for names, pixels in read_batches(paths, transform, args.batch_size,
+        for names, pixels in read_batches(paths, transform, compute.batch_size,
                                           lambda path, why: unreadable.append((path, why))):
-            yield names, transform.normalize(torch.from_numpy(pixels).to(args.device))
+            yield names, transform.normalize(torch.from_numpy(pixels).to(compute.device))
             bar.update(len(names))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from utils import UserError, autocast, resolve_run_options, whole_file
+from utils import Compute, UserError, autocast, whole_file
 
 import numpy as np
 import torch
@@ -20,18 +20,13 @@ from models.checkpoint import digest, read_tensors
 from models.decoding import Search, generate
 from models.peft import load_peft
 
-BATCH = {"cpu": 32, "cuda": 128}
-
 
 def open_captioner(args) -> Captioner:
-    """What ``--checkpoint`` names, or ``--model`` with its files (see
-    ``options.add_captioner_options``). Resolves the run options too."""
-    resolve_run_options(args)
-    args.batch_size = args.batch_size or BATCH[args.device]
+    """What ``--checkpoint`` names, or ``--model`` with its files: the options of
+    ``inference.options.add_captioner_options``."""
     if args.model:
         from models.catr import open_catr
 
-        args.checkpoint = args.weights  # what results name
         return open_catr(args.weights, args.vocab)
     if args.weights or args.vocab:
         raise UserError("--weights and --vocab go with --model catr; a checkpoint of this project "
@@ -52,24 +47,24 @@ def search_from(args) -> Search:
 
 
 def caption_images(
-    captioner: Captioner, paths: Sequence[Path], search: Search, args, title: str = "caption"
+    captioner: Captioner, paths: Sequence[Path], search: Search, compute: Compute, title: str = "caption"
 ) -> tuple[list[Path], list[str], list[tuple[Path, str]]]:
     """(readable paths, their captions, [(path, reason)] of the others)."""
     readable, texts, unreadable = [], [], []
-    for names, memory in encoded_batches(captioner, paths, args, unreadable, title):
+    for names, memory in encoded_batches(captioner, paths, compute, unreadable, title):
         readable += names
         texts += write_captions(captioner, memory, search)
     return readable, texts, unreadable
 
 
 def caption_features(
-    captioner: Captioner, features: np.ndarray, search: Search, args
+    captioner: Captioner, features: np.ndarray, search: Search, compute: Compute
 ) -> list[str]:
     """The captions of images whose patch features (images, patches, width) are at hand."""
     texts = []
-    for start in range(0, len(features), args.batch_size):
-        part = torch.from_numpy(features[start:start + args.batch_size].astype(np.float32))
-        texts += write_captions(captioner, captioner.memory_of(part.to(args.device)), search)
+    for start in range(0, len(features), compute.batch_size):
+        part = torch.from_numpy(features[start:start + compute.batch_size].astype(np.float32))
+        texts += write_captions(captioner, captioner.memory_of(part.to(compute.device)), search)
     return texts
 
 
@@ -77,23 +72,24 @@ def write_captions(captioner: Captioner, memory: Memory, search: Search) -> list
     return [captioner.tokenizer.decode(ids) for ids in generate(captioner, memory, search)]
 
 
-def encoded_batches(captioner: Captioner, paths: Sequence[Path], args, unreadable: list, title):
+def encoded_batches(
+    captioner: Captioner, paths: Sequence[Path], compute: Compute, unreadable: list, title: str
+) -> Iterator[tuple[list[Path], Memory]]:
     """Yield (paths, memory) batch by batch; unreadable files go to ``unreadable``.
 
-    Only the encoder runs at ``args.precision``, what follows in float32: autocast would cast a
+    Only the encoder runs at ``compute.precision``, what follows in float32: autocast would cast a
     decoder's weights again for every token, which costs more than bfloat16 saves.
     """
-    captioner.to(args.device).eval()
-    for names, images in normalized_batches(captioner.preprocessing, paths, args, unreadable,
-                                                 title):
-        with torch.inference_mode(), autocast(args.device, args.precision):
+    captioner.to(compute.device).eval()
+    for names, images in normalized_batches(captioner.transform, paths, compute, unreadable, title):
+        with torch.inference_mode(), autocast(compute.device, compute.precision):
             memory = captioner.encode(images)
         memory.features = memory.features.float()
         yield names, memory
 
 
 def patch_features(
-    captioner: Captioner, paths: Sequence[Path], args, folder: str | Path
+    captioner: Captioner, paths: Sequence[Path], compute: Compute, folder: str | Path
 ) -> np.ndarray:
     """(images, patches, width) float16, memory-mapped: what the encoder makes of ``paths``.
 
@@ -103,17 +99,17 @@ def patch_features(
     """
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     identity = json.dumps([digest(captioner.encoder.state_dict()), captioner.preprocessing,
-                           args.precision, files])
+                           compute.precision, files])
     path = Path(folder) / f"features-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
     if not path.exists():
         shape = (len(paths), captioner.encoder.patch_embed.num_patches, captioner.encoder.embed_dim)
         with whole_file(path) as temporary:
             features = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
             done, unreadable = 0, []
-            for names, memory in encoded_batches(captioner, paths, args, unreadable, "encode"):
+            for names, memory in encoded_batches(captioner, paths, compute, unreadable, "encode"):
                 features[done:done + len(names)] = memory.features.half().cpu()
                 done += len(names)
             if unreadable:
-                raise UserError("{}: {}; mend or remove it, then train".format(*unreadable[0]))
+                raise UserError("{}: {}; repair or remove it, then train".format(*unreadable[0]))
             features.flush()
     return np.load(path, mmap_mode="r")

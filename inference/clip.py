@@ -9,42 +9,33 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import UserError, autocast, check_writable, resolve_run_options, warn, whole_file
+from utils import Compute, UserError, autocast, check_writable, warn, whole_file
 
 import numpy as np
 
 from data.batches import normalized_batches
-from models.clip import Clip, open_clip
+from models.clip import Clip
 
-BATCH = {"cpu": 16, "cuda": 256}
 Unreadable = list[tuple[Path, str]]
-
-
-def prepare_clip(source: str | Path, args) -> Clip:
-    """The model, on the device of ``args``, whose "auto" and batch size are filled in."""
-    resolve_run_options(args)
-    args.batch_size = args.batch_size or BATCH[args.device]
-    return open_clip(source).to(args.device)
 
 
 # --- photos -------------------------------------------------------------------------------------
 
 
 def image_features(
-    clip: Clip, paths: Sequence[Path], args, title: str = "encode"
+    clip: Clip, paths: Sequence[Path], compute: Compute, title: str = "encode"
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
     """(readable paths, (N, D) float32 with rows of length 1, [(path, reason)] of the others)."""
     readable, rows, unreadable = [], [], []
-    for names, images in normalized_batches(clip.preprocessing, paths, args, unreadable,
-                                                 title):
-        with autocast(args.device, args.precision):
+    for names, images in normalized_batches(clip.transform, paths, compute, unreadable, title):
+        with autocast(compute.device, compute.precision):
             rows.append(clip.encode_image(images).cpu().numpy())
         readable += names
     return readable, np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), unreadable
 
 
 def kept_image_features(
-    clip: Clip, paths: Sequence[Path], args, file: str | Path | None
+    clip: Clip, paths: Sequence[Path], compute: Compute, file: str | Path | None
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
     """As ``image_features``, from ``file`` where it holds those of this model and of these files
     (by name, size and time); else computed, and written there. None: never kept.
@@ -52,12 +43,12 @@ def kept_image_features(
     The file's arrays are ``filenames`` and ``features``, row by row, and ``about`` (JSON).
     """
     if file is None:
-        return image_features(clip, paths, args)
+        return image_features(clip, paths, compute)
     if Path(file).suffix != ".npz":
         raise UserError(f"--embeddings {file}: the name must end in .npz")
     check_writable(file)
     stats = [path.stat() for path in paths]
-    about = {"model": clip.identity, "precision": args.precision,
+    about = {"model": clip.identity, "precision": compute.precision,
              "files": [[path.name, stat.st_size, stat.st_mtime_ns]
                        for path, stat in zip(paths, stats, strict=True)]}
     by_name = {path.name: path for path in paths}
@@ -72,7 +63,7 @@ def kept_image_features(
             warn(f"took the embeddings of {len(paths)} images from {file}")
             return ([by_name[name] for name in kept["filenames"].tolist()], kept["features"],
                     [(by_name[name], reason) for name, reason in unreadable])
-    readable, features, unreadable = image_features(clip, paths, args)
+    readable, features, unreadable = image_features(clip, paths, compute)
     about["unreadable"] = [[path.name, reason] for path, reason in unreadable]
     _write_npz(file, filenames=np.array([path.name for path in readable], dtype=np.str_),
                features=features, about=np.array(json.dumps(about)))

@@ -1,11 +1,22 @@
-"""What several scripts' command lines share: the parser, its types, and groups of options. No
-torch, so that --help and wrong usage take no time."""
+"""Options of commands that run a model, in groups that scripts share.
+
+Needs no torch, so that --help and wrong usage take no time.
+"""
 
 from __future__ import annotations
 
 import argparse
 
 from utils import natural, non_negative, positive_int
+
+from ckpt import registry
+
+# Images in a batch by default; on a CPU a batch that stays in the cache is fastest.
+BATCH_SIZES = {
+    "classifier": {"cpu": 8, "cuda": 64},
+    "captioner": {"cpu": 32, "cuda": 128},
+    "clip": {"cpu": 16, "cuda": 256},
+}
 
 
 def add_run_options(parser: argparse.ArgumentParser, batch_size: int | None) -> None:
@@ -23,7 +34,7 @@ def add_run_options(parser: argparse.ArgumentParser, batch_size: int | None) -> 
 
 
 def add_captioner_options(parser: argparse.ArgumentParser, checkpoint: object) -> None:
-    """The options behind ``captioning.open_captioner``; ``checkpoint`` is the default one."""
+    """The options behind ``inference.caption.open_captioner``; ``checkpoint`` is the default one."""
     group = parser.add_argument_group("captioner")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", default=str(checkpoint), metavar="FILE",
@@ -54,3 +65,35 @@ def add_search_options(
                        help="tokens at most (default: what the captioner can write)")
     group.add_argument("--no-repeat-ngram", type=natural, default=no_repeat_ngram, metavar="N",
                        help="write no N tokens twice in one caption; 0: no such rule")
+
+
+def add_base_options(parser: argparse.ArgumentParser) -> None:
+    """The frozen base of a PEFT captioner."""
+    group = parser.add_argument_group("base")
+    group.add_argument("--base", default=str(registry.BASE), metavar="FILE",
+                       help="a language model with its encoder, as p2_caption.py pretrain makes it")
+    group.add_argument("--decoder", metavar="FILE",
+                       help="GPT-2 weights (decoder_model.bin) in place of the base's language "
+                            "model")
+    group.add_argument("--encoder", metavar="NAME",
+                       help="timm's name of a ViT in place of the base's encoder, with --decoder")
+    group.add_argument("--weights", metavar="FILE", help="weights of --encoder")
+    group.add_argument("--pretrained", action="store_true",
+                       help="timm's weights for --encoder (network, or its cache)")
+
+
+def add_peft_size_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Sizes of the PEFT methods; returns the group for more of them."""
+    group = parser.add_argument_group("method")
+    group.add_argument("--cross-width", type=positive_int, metavar="N",
+                       help="width of the cross-attention (default: the decoder's)")
+    group.add_argument("--bottleneck", type=positive_int, metavar="N",
+                       help="of adapter (default: 64)")
+    group.add_argument("--prefix-length", type=positive_int, metavar="N",
+                       help="keys and values that prefix learns in each layer (default: 16)")
+    group.add_argument("--rank", type=positive_int, metavar="N",
+                       help="of lora's changes, which are scaled by 2 (default: 16)")
+    group.add_argument("--targets", nargs="+", metavar="LAYER",
+                       help="linear layers that lora changes (default: attn.c_attn attn.c_proj and "
+                            "crossattention's q_attn c_attn c_proj; there are mlp.c_fc mlp.c_proj)")
+    return group

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.transform import Transform
 from models.checkpoint import (
     load_checkpoint,
     load_strict,
@@ -86,6 +87,11 @@ class Captioner(nn.Module):
         self.tokenizer, self.preprocessing = tokenizer, preprocessing
         self.architecture = architecture  # of the encoder: {"name", "args"} as timm takes them
         self.metadata = metadata or {}
+
+    @property
+    def transform(self) -> Transform:
+        """How a photo is prepared for this model."""
+        return Transform.from_fields(self.preprocessing)
 
     @property
     def max_length(self) -> int:

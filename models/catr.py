@@ -54,6 +54,7 @@ class CATR(nn.Module):
 
     encoder_prefix = "backbone."
     reorder = Captioner.reorder
+    transform = Captioner.transform
 
     def __init__(
         self, config: CATRConfig, tokenizer: Tokenizer, preprocessing: dict = PREPROCESSING,

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.transform import Transform
 from models.checkpoint import digest, load_checkpoint, rebuild, save_checkpoint
 from models.foreign import openai_clip, silence_transformers
 from models.gpt2 import GPT2, GPT2Config, described_gpt2
@@ -42,6 +43,11 @@ class Clip:
     preprocessing: dict  # the fields of data.Transform
     name: str  # the file, folder or hub name that it came from
     identity: str = ""  # changes with weights, tokenizer or preprocessing; "": not to be cached
+
+    @property
+    def transform(self) -> Transform:
+        """How a photo is prepared for this model."""
+        return Transform.from_fields(self.preprocessing)
 
     @property
     def logit_scale(self) -> float:

@@ -15,6 +15,7 @@ import torch
 from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 
+from data.transform import Transform
 from models.checkpoint import load_checkpoint, load_strict, read_tensors, rebuild, save_checkpoint
 from models.foreign import ARGUMENTS, for_model, for_timm, foreign_vit, imagenet_or_numbers
 from models.hub import go_offline_without_network, local_file
@@ -33,6 +34,11 @@ class Classifier:
     names: dict[str, str]  # label -> readable name, where known
     architecture: dict  # {"name", "args"}: what timm.create_model is called with, and "norm_eps"
     metadata: dict
+
+    @property
+    def transform(self) -> Transform:
+        """How a photo is prepared for this model."""
+        return Transform.from_fields(self.preprocessing)
 
     def index_of(self, label: str) -> int:
         """The logit of a label or of a readable name; UserError where there is none."""

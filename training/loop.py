@@ -1,17 +1,16 @@
-"""One training loop for every model of the house: epochs, optimizers, schedules, EMA, resume.
+"""One training loop for every model of the project: epochs, optimizers, schedules, EMA, resume.
 
-It knows no model and no data set. It is handed a dataset, a loss, and functions that evaluate and
-save, and it is exact: all randomness comes from (seed, epoch, rank), the whole state is written
+It knows no model and no data set: it is given a dataset, a loss, and functions that evaluate and
+save. It is exact: all randomness comes from (seed, epoch, rank), and the whole state is written
 after each epoch, so a run that was killed and resumed ends with the weights of one that was not.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -24,39 +23,22 @@ from pytorch_optimizer import SAM
 from timm.utils import ModelEmaV3
 from torch import nn
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """What decides how a model is trained, apart from the model, the data and the loss."""
-
-    epochs: int = 10
-    batch_size: int = 32  # images in an optimizer step, over all processes and micro-batches
-    accumulate: int = 1  # micro-batches that such a step is computed in
-    optimizer: str = "adamw"
-    sam_base: str = "sgd"
-    sam_rho: float = 0.05
-    momentum: float = 0.9
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    schedule: str = "cosine"
-    warmup: float = 1.0  # epochs
-    clip_norm: float = 1.0  # 0: no clipping
-    ema: float = 0.0  # decay a step; 0: none
-    seed: int = 0
-    workers: int = 2
-    device: str = "cpu"
-    precision: str = "fp32"
+from models.checkpoint import digest
+from training.recipe import Recipe, check_same, deciding_options
 
 
 @dataclass
 class Task:
-    """What the loop is handed.
+    """What the loop is given.
 
     ``prepare`` turns a collated batch on the device into what ``loss`` takes; it runs once a batch,
-    so that both passes of SAM see the same mixed images. ``loss(model, batch)`` returns the mean
-    loss and the number of correct predictions. ``evaluate(model, accelerator)`` returns metrics,
-    the same on every process; ``save(path, model, row)`` writes a checkpoint. ``select`` names the
-    metric, higher is better, by which the best epoch is kept; without one the last is the best.
+    so that both passes of SAM see the same mixed images. A batch is a sequence whose first element
+    has one row for each image. ``loss(model, batch)`` returns the mean loss and named numbers, each
+    a mean over the batch's images, which the history keeps as ``train_<name>``.
+    ``evaluate(model, accelerator)`` returns metrics, the same on every process;
+    ``save(path, model, row)`` writes a checkpoint. ``select`` names the metric, higher is better,
+    by which the best epoch is kept; without one the last is the best.
+    ``settings`` are facts beside the options that a resume must repeat: classes, photos.
     """
 
     dataset: object
@@ -66,8 +48,20 @@ class Task:
     evaluate: Callable
     save: Callable
     select: str | None
+    settings: dict = field(default_factory=dict)
     after_epoch: Callable[[list[dict]], None] = lambda history: None
-    settings: dict = field(default_factory=dict)  # beside the recipe, what a resume must repeat
+
+
+class Diverged(UserError):
+    """The loss stopped being finite."""
+
+
+def fit_recipe(model: nn.Module, task: Task, recipe: Recipe, args) -> list[dict]:
+    """``fit`` into ``args.out``, where a resume must repeat every option of ``args``."""
+    task.settings = deciding_options(args, recipe) | task.settings
+    history = fit(model, task, recipe, Path(args.out), args.resume)
+    warn(f"wrote best.safetensors, last.safetensors and history.csv into {args.out}")
+    return history
 
 
 def fit(
@@ -77,14 +71,15 @@ def fit(
 
     Writes into ``out``: ``last.pt`` (everything that ``resume`` needs), ``last.safetensors``,
     ``best.safetensors`` and ``history.csv``.
-    Raises UserError where the loss stops being finite or ``out`` holds another training.
+    Raises UserError where ``out`` holds another training, Diverged where the loss stops being
+    finite.
     """
-    settings = asdict(recipe) | task.settings | {"images": len(task.dataset)}
+    settings = task.settings | {"starting weights": digest(model.state_dict())[:12]}
     state = _starting_state(out, settings, resume)
     out.mkdir(parents=True, exist_ok=True)
     # On a CPU a plain Accelerator() would give every process of torchrun a training of its own.
     accelerator = Accelerator(cpu=recipe.device == "cpu")
-    chief = accelerator.is_main_process
+    is_main = accelerator.is_main_process
     ema = None
     model.to(accelerator.device)
     if recipe.ema:
@@ -102,7 +97,7 @@ def fit(
         if name in state:
             part.load_state_dict(state[name])
     trained = accelerator.prepare(model)
-    judged = ema.module if ema is not None else model
+    eval_model = ema.module if ema is not None else model
 
     history, best = state["history"], state["best"]
     for epoch in range(len(history), recipe.epochs):
@@ -117,15 +112,15 @@ def fit(
                             f"epoch {epoch + 1}/{recipe.epochs}")
         seconds = time.perf_counter() - started
         row |= {"seconds": round(seconds, 2), "images_per_s": round(len(task.dataset) / seconds, 1)}
-        judged.eval()
-        row |= task.evaluate(judged, accelerator)
+        eval_model.eval()
+        row |= task.evaluate(eval_model, accelerator)
         history.append(row)
-        if chief:
+        if is_main:
             score = row[task.select] if task.select else epoch
-            task.save(out / "last.safetensors", judged, row)
+            task.save(out / "last.safetensors", eval_model, row)
             if best is None or score > best:
                 best = score
-                task.save(out / "best.safetensors", judged, row)
+                task.save(out / "best.safetensors", eval_model, row)
             write_csv(out / "history.csv", list(row), [list(row.values()) for row in history])
             _save_state(out / "last.pt", parts, settings, history, best)
             task.after_epoch(history)
@@ -142,24 +137,25 @@ def _train_epoch(
     model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, schedule, ema,
     task: Task, recipe: Recipe, accelerator: Accelerator, title: str,
 ) -> dict:
-    """One pass over the data. Returns the mean training loss and accuracy of this process."""
+    """One pass over the data. Returns the means over all images of what the loss reports."""
     model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    total = torch.zeros(3)  # loss, correct, images
+    totals: dict[str, float] = {}  # sums over images: the loss, and what it reports
+    images = 0
     with progress(total=len(task.dataset), title=title, unit="img",
                   hidden=not accelerator.is_main_process) as bar:
         for batches in _chunks(loader, recipe.accumulate):
             batches = [task.prepare([part.to(accelerator.device) for part in batch])
                        for batch in batches]
 
-            def backward(batches=batches) -> list[tuple[float, int, int]]:
+            def backward(batches=batches) -> list[tuple[int, dict[str, float]]]:
                 optimizer.zero_grad()
-                results = []
+                results = []  # (images, means over them)
                 for batch in batches:
                     with autocast(accelerator.device.type, recipe.precision):
-                        loss, correct = task.loss(model, batch)
+                        loss, numbers = task.loss(model, batch)
                     accelerator.backward(loss / len(batches))
-                    results.append((loss.item(), correct, len(batch[0])))
+                    results.append((len(batch[0]), {"loss": loss.item(), **numbers}))
                 if recipe.clip_norm:
                     nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
                 return results
@@ -175,17 +171,19 @@ def _train_epoch(
             schedule.step()
             if ema is not None:
                 ema.update(accelerator.unwrap_model(model), step=schedule.last_epoch)
-            for loss, correct, images in results:
-                if not math.isfinite(loss):
-                    raise UserError(f"the loss became {loss} in {title}: lower --lr")
-                total += torch.tensor([loss * images, correct, images])
-            done = total[2].item()
-            bar.set_postfix_str(f"loss {total[0] / done:.3f} acc {total[1] / done:.3f} "
-                                f"lr {lr:.1e}", refresh=False)
-            bar.update(sum(images for _, _, images in results) * accelerator.num_processes)
-    total = accelerator.reduce(total.to(accelerator.device), "sum")
-    return {"lr": lr, "train_loss": (total[0] / total[2]).item(),
-            "train_accuracy": (total[1] / total[2]).item()}
+            for count, means in results:
+                if not math.isfinite(means["loss"]):
+                    raise Diverged(f"the loss became {means['loss']} in {title}: lower --lr")
+                for name, mean in means.items():
+                    totals[name] = totals.get(name, 0.0) + mean * count
+                images += count
+            shown = "  ".join(f"{name} {total / images:.3f}" for name, total in totals.items())
+            bar.set_postfix_str(f"{shown}  lr {lr:.1e}", refresh=False)
+            bar.update(sum(count for count, _ in results) * accelerator.num_processes)
+    sums = torch.tensor([*totals.values(), images], dtype=torch.float32)
+    *sums, images = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
+    return {"lr": lr, **{f"train_{name}": total / images
+                         for name, total in zip(totals, sums, strict=True)}}
 
 
 def _chunks(iterable: Iterable, size: int) -> Iterable[list]:
@@ -296,10 +294,7 @@ def _starting_state(out: Path, settings: dict, resume: bool) -> dict:
         before = state["settings"]
     except Exception as error:  # a damaged file fails in many ways inside torch's reader
         raise UserError(f"cannot resume from {path}: {one_line(error)}") from None
-    for key, value in settings.items():
-        if before.get(key) != value and key != "workers":
-            raise UserError(f"cannot resume {out}: it was trained with {key} "
-                            f"{before.get(key)}, not {value}")
+    check_same(before, settings, out)
     warn(f"resuming {out} after epoch {len(state['history'])}")
     return state
 
@@ -311,31 +306,3 @@ def _save_state(
     state |= {"settings": settings, "history": history, "best": best}
     with whole_file(path) as temporary:
         torch.save(state, temporary)
-
-
-# --- recipes ------------------------------------------------------------------------------------
-
-FILES = ("images", "captions", "val_captions", "checkpoint", "base", "decoder", "weights",
-         "vocab")
-
-
-def describe_training(args, trained_on: dict) -> dict:
-    """What a checkpoint keeps of how it was trained: of each path, its name alone."""
-    def bare(value):
-        return [bare(word) for word in value] if isinstance(value, list) else Path(value).name
-
-    recipe = {key: bare(value) if key in FILES and value else value
-              for key, value in vars(args).items()
-              if key not in ("run", "command", "out", "val_images", "features", "resume", "about")}
-    return {"recipe": recipe, "trained_on": trained_on, "about": args.about}
-
-
-def fit_recipe(model: nn.Module, task: Task, settings: dict, args) -> list[dict]:
-    """``training.fit`` by the options of a command line; ``settings`` are what a resume must
-    repeat."""
-    recipe = Recipe(**{field.name: getattr(args, field.name)
-                                for field in dataclasses.fields(Recipe)})
-    task.settings = {key: value for key, value in settings.items() if not hasattr(recipe, key)}
-    history = fit(model, task, recipe, Path(args.out), args.resume)
-    warn(f"wrote best.safetensors, last.safetensors and history.csv into {args.out}")
-    return history

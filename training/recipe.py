@@ -1,0 +1,112 @@
+"""How a model is trained: the recipe, what a checkpoint keeps of it, what a resume must repeat.
+
+Needs no torch to import: command lines take their defaults from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from utils import Compute, UserError, resolve_device, resolve_precision
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides how a model is trained, apart from the model, the data and the loss."""
+
+    epochs: int = 10
+    batch_size: int = 32  # images in an optimizer step, over all processes and micro-batches
+    accumulate: int = 1  # micro-batches that such a step is computed in
+    optimizer: str = "adamw"
+    sam_base: str = "sgd"
+    sam_rho: float = 0.05
+    momentum: float = 0.9
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    schedule: str = "cosine"
+    warmup: float = 1.0  # epochs
+    clip_norm: float = 1.0  # 0: no clipping
+    ema: float = 0.0  # decay a step; 0: none
+    seed: int = 0
+    workers: int = 2
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Recipe:
+        """The recipe of a command line; device and precision "auto" become this machine's."""
+        device = resolve_device(args.device)
+        precision = resolve_precision(args.precision, device)
+        given = {field.name: getattr(args, field.name) for field in fields(cls)}
+        return cls(**given | {"device": device, "precision": precision})
+
+    @property
+    def compute(self) -> Compute:
+        """How validation runs a model."""
+        return Compute(self.device, self.precision, self.batch_size)
+
+
+# Options that name a file or folder: a checkpoint keeps the name alone, and a resume compares what
+# is in it (photos, starting weights), not where it lies.
+PATHS = ("train", "images", "captions", "val_captions", "checkpoint", "base", "decoder", "weights",
+         "vocab", "labels", "names", "pairs", "wordnet", "name_vectors", "unlabelled", "teacher")
+# Options that decide nothing of what is learned, or that only name where something is read.
+LEFT_OUT = ("run", "command", "out", "val", "val_images", "features", "resume", "about", "vary")
+
+
+def describe_training(args: argparse.Namespace, recipe: Recipe, trained_on: dict) -> dict:
+    """What a checkpoint keeps of how it was trained: of each path, its name alone."""
+    options = {key: value for key, value in vars(args).items() if key not in LEFT_OUT}
+    named = {key: _bare(value) if _is_path(key, value) else value
+             for key, value in options.items()}
+    return {"recipe": named | asdict(recipe), "trained_on": trained_on, "about": args.about}
+
+
+def deciding_options(args: argparse.Namespace, recipe: Recipe) -> dict:
+    """The options that a resumed training must repeat, paths left out: their contents are compared
+    apart (``photos_digest`` and the starting weights)."""
+    options = {key: value for key, value in vars(args).items()
+               if key not in (*LEFT_OUT, "workers", "epochs") and not _is_path(key, value)}
+    return {"epochs": recipe.epochs} | options | {
+        key: value for key, value in asdict(recipe).items() if key != "workers"}
+
+
+def photos_digest(paths: Sequence[Path], targets: Sequence = ()) -> str:
+    """How many photos there are, and a digest of their names, in order, and of what is learned of
+    each (labels, captions)."""
+    names = json.dumps([[path.name for path in paths], list(targets)])
+    return f"{len(paths)} (digest {hashlib.sha256(names.encode()).hexdigest()[:12]})"
+
+
+def check_same(before: dict, now: dict, out: object) -> None:
+    """UserError that names the first setting in which a resumed training differs from ``before``.
+
+    A setting that only one of them has, from another version of the project, differs too.
+    """
+    for key in [*now, *(key for key in before if key not in now)]:
+        if before.get(key) != now.get(key):
+            old, new = (_shown(settings.get(key, "not recorded")) for settings in (before, now))
+            option = key if " " in key else f"--{key.replace('_', '-')}"
+            raise UserError(f"cannot resume {out}: it was trained with {option} {old}, not {new}; "
+                            "give the same, or another --out")
+
+
+def _is_path(key: str, value: object) -> bool:
+    """Whether an option's value names a file or folder (``--teacher`` may be a weight)."""
+    if key == "model":  # a name of timm's, or a file to start from
+        return value is not None and Path(value).exists()
+    return key in PATHS and isinstance(value, (str, list))
+
+
+def _bare(value: str | list[str]) -> str | list[str]:
+    return [_bare(word) for word in value] if isinstance(value, list) else Path(value).name
+
+
+def _shown(value: object) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else text[:60] + "…"
