@@ -1,8 +1,4 @@
-"""Figures: curves, grids, matrices. Takes arrays and image boxes, never a model; writes PNG whole.
-
-Colours: viridis for magnitudes and Okabe & Ito's palette for lines, both readable by colour-blind
-readers.
-"""
+"""Charts: training curves, confusion matrices, galleries, and bars of the likeliest classes."""
 
 from __future__ import annotations
 
@@ -10,19 +6,19 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import printable  # noqa: E402
+from utils import printable
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from figures.maps import for_display
 from figures.style import FONTS, LINES, OTHER_CLASS, TRUE_CLASS, save
 
 
 def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
-    """Loss and accuracy by epoch for each named history (rows of ``training.fit``); training
-    dashed, validation solid."""
+    """Loss and accuracy by epoch for each named history (rows of ``training.loop.fit``);
+    training dashed, validation solid."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     for number, (name, history) in enumerate(histories.items()):
         colour = LINES[number % len(LINES)]
@@ -48,7 +44,7 @@ def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
 
 def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
     """Training loss, and CIDEr on photos held out, by epoch for each named history (rows of
-    ``training.fit``); a ring marks the epoch of the highest CIDEr."""
+    ``training.loop.fit``); a ring marks the epoch of the highest CIDEr."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     for number, (name, history) in enumerate(histories.items()):
         style = {"color": LINES[number % len(LINES)]}

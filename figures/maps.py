@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import one_line, printable  # noqa: E402
+from utils import one_line, printable
 
 import matplotlib
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
-from PIL import Image  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
-from figures.style import FONTS, LINES, SEQUENTIAL, _fitted, _wrapped, save
+from figures.style import FONTS, LINES, SEQUENTIAL, fitted, save, wrapped
 
 
 def scale_top(heat: np.ndarray) -> float:
@@ -26,13 +26,13 @@ def scale_top(heat: np.ndarray) -> float:
     return float(np.nanpercentile(heat, 97)) or float(np.nanmax(heat)) or 1.0
 
 
-def lay_back(
+def map_onto_photo(
     grid: np.ndarray, box: tuple[float, float, float, float], width: int, height: int
 ) -> np.ndarray:
-    """A map (rows, cols) over the part of a photo that the model saw -> (height, width), smooth.
+    """Resample a map (rows, cols) smoothly onto the photo that it belongs to -> (height, width).
 
-    ``box`` (left, top, right, bottom) in the photo's pixels; it may reach beyond the photo where
-    that was padded. What the model never saw is nan.
+    ``box`` (left, top, right, bottom) is the part of the photo that the model saw, in the photo's
+    pixels; it may reach beyond the photo where that was padded. Pixels outside of it are nan.
     """
     rows, cols = grid.shape
     left, top, right, bottom = box
@@ -47,10 +47,11 @@ def lay_back(
 
 
 def overlay(photo: Image.Image, heat: np.ndarray, top: float | None = None) -> np.ndarray:
-    """The photo under its heat (``lay_back``), (H, W, 3) uint8; what was never seen is grey.
+    """Blend a photo with its map (``map_onto_photo``) -> (H, W, 3) uint8.
 
-    The heat covers more where it is high, so that the photo stays recognisable elsewhere. ``top``
-    has the brightest colour, by default the heat's own ``scale_top``.
+    Pixels that the model did not see are grey. The colours are less transparent where the map is
+    high, so that the photo stays visible elsewhere. ``top`` is the value with the brightest colour,
+    by default the map's own ``scale_top``.
     """
     pixels = np.asarray(photo, dtype=np.float64) / 255
     unseen = np.isnan(heat)
@@ -81,7 +82,7 @@ def attention_panel(
     ``maps`` (heads or 1, rows, cols). Returns the (first) overlay for a sheet of many photos.
     """
     photo, box = for_display(photo, box)
-    heats = [lay_back(grid, box, *photo.size) for grid in maps]
+    heats = [map_onto_photo(grid, box, *photo.size) for grid in maps]
     overlays = [overlay(photo, heat) for heat in heats]
     if len(maps) > 1:
         names = [f"head {head}" for head in range(len(maps))]
@@ -117,7 +118,7 @@ def word_panels(
     photo, box = for_display(photo, box, side=320)
     top = scale_top(maps)
     strips = [[("<start>", photo),
-               *((word, overlay(photo, lay_back(grid, box, *photo.size), top))
+               *((word, overlay(photo, map_onto_photo(grid, box, *photo.size), top))
                  for word, grid in zip(words, head, strict=True))] for head in maps]
     unseen = box[0] > 1 or box[1] > 1 or box[2] < photo.width - 1 or box[3] < photo.height - 1
     panel_sheet(strips, title, path, top, "grey: not seen by the model" if unseen else "")
@@ -150,7 +151,7 @@ def panel_sheet(
     left = MARGIN + 0.2 * (len(strips) > 1)
     width = max(left + columns * cell + MARGIN, 4.6)
     lines = [(line, size) for size, text in zip([TITLE] + [NOTE] * len(title), title, strict=False)
-             for line in _wrapped(one_line(printable(text)), size, width - 4 * MARGIN)]
+             for line in wrapped(one_line(printable(text)), size, width - 4 * MARGIN)]
     head = MARGIN + sum(size for _, size in lines) * 1.35 / 72
     strip_height = max(down + 0.05, 0.45) if len(strips) > 1 else down + 0.05
     row = 0.3 + len(strips) * strip_height  # names, and a picture of each strip
@@ -172,7 +173,7 @@ def panel_sheet(
             sheet.imshow(picture, extent=(x - across / 2, x + across / 2, y + down, y),
                          aspect="auto")
             if number == 0:
-                name, size = _fitted(printable(name), NAME, cell - 0.06)
+                name, size = fitted(printable(name), NAME, cell - 0.06)
                 sheet.text(x, y - 0.05, name, size=size, linespacing=0.95, **style)
             if len(strips) > 1 and place % columns == 0:
                 sheet.text(left - 0.1, y + down / 2, f"head {number}", size=NOTE, rotation=90,

@@ -7,22 +7,25 @@ import textwrap
 import warnings
 from pathlib import Path
 
-from utils import whole_file  # noqa: E402
+from utils import whole_file
 
 import matplotlib
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.font_manager import FontProperties  # noqa: E402
-from matplotlib.textpath import text_to_path  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 matplotlib.use("Agg")  # no window is ever opened
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+plt.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 150, "font.size": 9})
+
+# Okabe & Ito's palette for lines and viridis for magnitudes: colour-blind readers can read both.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 TRUE_CLASS, OTHER_CLASS = LINES[1], "#9FB4C7"
 # A name in Chinese, Japanese or Korean is drawn where one of these is installed, else as boxes.
 FONTS = ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei",
          "Microsoft YaHei", "Hiragino Sans", "Yu Gothic"]
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-plt.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 150, "font.size": 9})
+SEQUENTIAL = "viridis"
 
 
 def save(figure: plt.Figure, path: str | Path) -> None:
@@ -35,31 +38,27 @@ def save(figure: plt.Figure, path: str | Path) -> None:
         plt.close(figure)
 
 
-# --- maps over photos ---------------------------------------------------------------------------
-
-SEQUENTIAL = "viridis"
-
-
-def _inches(text: str, size: float) -> float:
+def inches(text: str, size: float) -> float:
+    """The width of ``text`` set at ``size`` points."""
     font = FontProperties(family=FONTS, size=size)
     return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
 
 
-def _wrapped(text: str, size: float, width: float) -> list[str]:
-    """``text`` in lines of at most ``width`` inches."""
+def wrapped(text: str, size: float, width: float) -> list[str]:
+    """``text`` set at ``size`` points, in lines of at most ``width`` inches."""
     lines, letters = [text], len(text)
-    while letters > 1 and any(_inches(line, size) > width for line in lines):
-        letters = int(min(letters - 1, len(text) * width / _inches(text, size)))
+    while letters > 1 and any(inches(line, size) > width for line in lines):
+        letters = int(min(letters - 1, len(text) * width / inches(text, size)))
         lines = textwrap.wrap(text, max(letters, 1))
     return lines
 
 
-def _fitted(text: str, size: float, width: float) -> tuple[str, float]:
-    """(text, size): smaller until it is at most ``width`` inches long; where that is not enough,
-    in two lines, and what they cannot hold is cut."""
+def fitted(text: str, size: float, width: float) -> tuple[str, float]:
+    """(text, size in points) so that it is at most ``width`` inches wide: set smaller, then broken
+    into two lines, then cut with "…"."""
     small = 6.5
-    size = max(min(size, size * width / max(_inches(text, size), width)), small)
+    size = max(min(size, size * width / max(inches(text, size), width)), small)
     if size > small:
         return text, size
-    lines = _wrapped(text, small, width)
+    lines = wrapped(text, small, width)
     return "\n".join(lines[:2])[:None if len(lines) < 3 else -1] + "…" * (len(lines) > 2), small

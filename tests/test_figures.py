@@ -24,7 +24,7 @@ def test_a_one_hot_map_is_brightest_at_its_cell(size, cell, kind):
     photo, box = maps.for_display(Image.new("RGB", size, (90, 90, 90)), box)
     grid = np.zeros((rows, cols))
     grid[cell] = 1
-    heat = maps.lay_back(grid, box, *photo.size)
+    heat = maps.map_onto_photo(grid, box, *photo.size)
     x = box[0] + (cell[1] + 0.5) * (box[2] - box[0]) / cols
     y = box[1] + (cell[0] + 0.5) * (box[3] - box[1]) / rows
     inside = 0 <= x < photo.width and 0 <= y < photo.height
@@ -42,7 +42,7 @@ def test_a_one_hot_map_is_brightest_at_its_cell(size, cell, kind):
 
 def test_what_the_model_never_saw_is_grey():
     photo = Image.new("RGB", (200, 100), (200, 30, 30))
-    heat = maps.lay_back(np.ones((4, 4)), (50, 0, 150, 100), 200, 100)
+    heat = maps.map_onto_photo(np.ones((4, 4)), (50, 0, 150, 100), 200, 100)
     assert np.isnan(heat[:, :49]).all() and np.isnan(heat[:, 151:]).all()
     assert np.isfinite(heat[:, 51:149]).all()
     grey = maps.overlay(photo, heat)[:, :49]
@@ -51,7 +51,7 @@ def test_what_the_model_never_saw_is_grey():
 
 def test_maps_are_not_stretched_or_turned():
     ramp = np.arange(12.0).reshape(3, 4)
-    heat = maps.lay_back(ramp, (0, 0, 400, 300), 400, 300)
+    heat = maps.map_onto_photo(ramp, (0, 0, 400, 300), 400, 300)
     np.testing.assert_allclose(heat[50::100, 50::100], ramp, atol=0.3)
 
 
