@@ -1,21 +1,23 @@
 # make demo   labels, names, captions and explains the photos in samples/ with the shipped checkpoints
-# make test   ruff and the test suite
-# Both make .venv and install what they need; nothing but Python 3.10+ and make is required.
+# make test   runs ruff and the test suite
+# Both create .venv and install what they need there; only make and Python 3.10 or newer must exist.
 
 PYTHON ?= python3
 BIN := .venv/bin
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: demo test install clean
 
 demo: .venv/installed
 	@mkdir -p runs/demo
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_1.sh samples runs/demo/labels.csv
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_1.sh samples/scenes samples/scenes/id2label.json runs/demo/names.csv
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_2.sh samples/scenes runs/demo/captions.json
-	@PATH="$(CURDIR)/$(BIN):$$PATH" bash hw3_2.sh samples/scenes runs/demo/words > runs/demo/words.json
+	@$(IN_VENV) bash hw3_1.sh samples runs/demo/labels.csv
+	@$(IN_VENV) bash hw3_1.sh samples/scenes samples/scenes/id2label.json runs/demo/names.csv
+	@$(IN_VENV) bash hw3_2.sh samples/scenes runs/demo/captions.json
+	@$(IN_VENV) bash hw3_2.sh samples/scenes runs/demo/words > runs/demo/words.json
 	@echo "The labels: $(CURDIR)/runs/demo/labels.csv, and by name: $(CURDIR)/runs/demo/names.csv"
 	@echo "The captions: $(CURDIR)/runs/demo/captions.json"
 	@echo "What each word looked at, for example: $(CURDIR)/runs/demo/words/photographer.png"
+	@echo "To run the Python scripts yourself: source .venv/bin/activate"
 
 test: .venv/installed-tests
 	$(BIN)/ruff check .
@@ -34,5 +36,6 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
+# runs/ also holds trainings, which stay.
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs/demo

@@ -1,9 +1,19 @@
 #!/usr/bin/env bash
 # Fetches and verifies the checkpoints that ckpt/checkpoints.json lists.
-#   bash download_ckpt.sh             what the shell scripts use by default
+#   bash download_ckpt.sh             those that the shell scripts use by default
 #   bash download_ckpt.sh NAME …      these; --list shows the names, --help everything else
+# Only POSIX syntax is used, so `sh download_ckpt.sh` works too.
 set -u
-here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+unset PYTHONSAFEPATH # it would move the place on Python's path that is set below
+here=$(dirname -- "$(readlink -f -- "$0")")
 
-exec python3 -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); import ckpt.download as script
-script.run(script.main)' "$here" "$@"
+# Where the python3 on the PATH has no torch, the project's .venv is used.
+has_torch='import sys; del sys.path[0]  # the current folder: something there may be named torch
+from importlib.util import find_spec; sys.exit(find_spec("torch") is None)'
+if [ -x "$here/.venv/bin/python3" ] && ! python3 -c "$has_torch" 2>/dev/null; then
+    PATH="$here/.venv/bin:$PATH"
+fi
+
+# Modules come from the project's folder, not from the current one, which may hold a utils.py.
+exec python3 -c 'import sys; sys.path[0] = sys.argv.pop(1)
+from utils import run; from ckpt.download import main; run(main)' "$here" "$@"

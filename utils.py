@@ -49,8 +49,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing half-written is left", EXIT_INTERRUPTED
     if isinstance(error, ModuleNotFoundError):
-        return (f"error: the Python package {error.name} is missing: run make install, or "
-                "pip install -r requirements.txt"), EXIT_ERROR
+        return (f"error: the Python package {error.name} is missing: run `make demo` once, then "
+                "`source .venv/bin/activate`; or `pip install -r requirements.txt`"), EXIT_ERROR
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}{error.strerror or error}", EXIT_ERROR

@@ -29,16 +29,7 @@ import os
 from collections.abc import Container
 from pathlib import Path
 
-from utils import (
-    EXIT_ERROR,
-    EXIT_INTERRUPTED,
-    ArgumentParser,
-    UserError,
-    one_line,
-    printable,
-    run,
-    warn,
-)
+from utils import EXIT_ERROR, EXIT_INTERRUPTED, ArgumentParser, UserError, one_line, printable, warn
 
 from ckpt import registry
 from ckpt.registry import Entry
@@ -297,6 +288,7 @@ def parse_args(argv):
 
 
 def main(argv=None):
+    """What download_ckpt.sh runs; it puts the project's folder on Python's path."""
     args = parse_args(argv)
     command = add if args.record else show if args.list else check if args.check else download
     try:
@@ -304,5 +296,3 @@ def main(argv=None):
     except KeyboardInterrupt:
         warn("interrupted; what came so far is kept, and the same command goes on from there")
         return EXIT_INTERRUPTED
-if __name__ == "__main__":
-    run(main)
