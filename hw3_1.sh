@@ -16,10 +16,10 @@ fi
 
 expected="expected IMAGES OUT.csv, or IMAGES id2label.json OUT.csv"
 case "$# ${3-${2-}}" in
-"2 "*.[cC][sS][vV])
+"2 "*.[cC][sS][vV] | "2 /dev/"*)
     exec python3 "$here/p1_vit_classify.py" predict --images="$1" --output="$2"
     ;;
-"3 "*.[cC][sS][vV])
+"3 "*.[cC][sS][vV] | "3 /dev/"*)
     exec python3 "$here/clip_zeroshot.py" predict --images="$1" --labels="$2" --output="$3"
     ;;
 "2 "* | "3 "*)

@@ -16,10 +16,10 @@ if [ -x "$here/.venv/bin/python3" ] && ! python3 -c "$has_torch" 2>/dev/null; th
 fi
 
 case "$# ${2-}" in
-"2 "*.[jJ][sS][oO][nN])
+"2 "*.[jJ][sS][oO][nN] | "2 /dev/"*)
     exec python3 "$here/p2_caption.py" predict --images="$1" --output="$2"
     ;;
-"3 "*.[jJ][sS][oO][nN])
+"3 "*.[jJ][sS][oO][nN] | "3 /dev/"*)
     exec python3 "$here/peft_caption.py" predict --images="$1" --output="$2" --decoder="$3"
     ;;
 "2 "*)
