@@ -3,24 +3,26 @@
   python3 p1_attn_map.py                                    the photos in samples/
   python3 p1_attn_map.py --images a.jpg b.jpg --output out/
   python3 p1_attn_map.py --images DIR --method relevance --output out/
-  python3 p1_attn_map.py --images DIR --faithfulness        which map can be believed?
+  python3 p1_attn_map.py --images DIR --faithfulness        which method is the most faithful?
 
 Writes one PNG for each photo (photo, map, overlay), sheet.png of all, and JSON to stdout. Without
---checkpoint or --model the shipped pet classifier is explained; seconds for a few photos.
+--checkpoint or --model it explains the default classifier, which knows 37 pet breeds.
 
   last       attention of the class token to each patch in the last layer, mean over heads
              (--heads each: one overlay for each head): what the model reads out
-  rollout    attention of all layers multiplied through, with the residuals (Abnar & Zuidema 2020)
-  relevance  attention times gradient, through all layers (Chefer et al., ICCV 2021): what speaks
-             for the predicted class, or for that of --class
+  rollout    attention of all layers multiplied, with the residuals (Abnar & Zuidema 2020)
+  relevance  attention times gradient, through all layers (Chefer et al., ICCV 2021): the evidence
+             for the predicted class, or for the class that --class names
 
+What to expect: seconds for a few photos; docs/attention.md shows and explains examples. Maps are
+computed in float32; --precision and --seed are used by --faithfulness alone.
 How to read the figure: dark blue is 0, yellow the map's 97th percentile and all above it; grey was
 cut off before the model saw the photo. The colour bar gives the share of the class token's
-attention that falls on one patch. Attention says where the model gathers from, not why it decides:
-bright corners on plain background are often registers of global information (Darcet et al. 2024).
-"entropy_bits" is small for a pointed map (at most log2 of the number of patches);
-"mean_attention_distance" is how many input pixels away the patches of that layer look, head by head
-(Dosovitskiy et al. 2021, Fig. 7).
+attention that falls on one patch. Attention says from where the model gathers information, not why
+it decides: bright corners on plain background are often registers of global information (Darcet et
+al. 2024). "entropy_bits" is small where few patches get most of the attention (at most log2 of the
+number of patches); "mean_attention_distance" is how far apart, in input pixels, a patch and those
+that it attends to are, for each head of --layer (Dosovitskiy et al. 2021, Fig. 7).
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ from pathlib import Path
 from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
+    Compute,
+    UserError,
+    autocast,
     check_writable,
-    resolve_run_options,
     run,
     warn,
-    whole_file,
     write_json,
 )
 
@@ -49,63 +52,64 @@ from data.photos import (
     refuse_to_replace,
     report_unreadable,
 )
-from data.transform import Transform
 from figures import charts, maps
-from inference.options import add_run_options
+from inference.arrays import npz_writer
+from inference.options import BATCH_SIZES, add_run_options
 from metrics import faithfulness
 
 HERE = Path(__file__).resolve().parent
 QUANTITIES = {"last": "share of attention, per patch", "rollout": "share of rollout, per patch",
               "relevance": "relevance, per patch"}
 SHEET = 40  # photos on a sheet
+# Options about one method's figures, by the name of their argument.
+OF_FIGURES = {"method": "--method", "heads": "--heads", "layer": "--layer", "target": "--class",
+              "npz": "--npz"}
 
 
 # --- compute ------------------------------------------------------------------------------------
 
 
-def explain(classifier, images, args, targets=None):
-    """(maps (B, heads or 1, rows, cols), probabilities (B, classes), mean attention distances
-    (B, heads)) of normalized images, all numpy."""
+def explain(model, images, method, layer, heads, targets=None):
+    """(maps (B, heads or 1, rows, cols), probabilities (B, classes), entropies of the maps
+    (B, heads or 1) in bits, mean attention distances (B, heads) in pixels) of normalized images
+    (B, 3, H, W), all numpy. ``relevance`` explains the class indices ``targets`` (B,)."""
     from models import attention as A
 
-    model = classifier.model
-    with A.capture_attention(model, [args.layer]) as full:
-        maps, logits = A.attention_maps(model, images, args.method, layer=args.layer,
-                                        heads=args.heads, targets=targets)
+    with A.capture_attention(model, [layer]) as captured:
+        grids, logits = A.attention_maps(model, images, method, layer=layer, heads=heads,
+                                         targets=targets)
     distances = A.mean_attention_distance(
-        full[args.layer], A.patch_grid(model, images), model.patch_embed.patch_size,
+        captured[layer], A.patch_grid(model, images), model.patch_embed.patch_size,
         model.num_prefix_tokens)
-    return maps.numpy(), logits.softmax(-1).numpy(), distances.numpy()
+    return tuple(part.numpy() for part in (
+        grids, logits.softmax(-1), A.entropy(grids), distances))
 
 
-def measure_faithfulness(classifier, images, args):
-    """{method: (deletion areas (N,), insertion areas (N,))} of a batch, a random order included."""
-    from utils import autocast
-
+def measure_faithfulness(model, images, compute, seed):
+    """{method: (deletion areas (B,), insertion areas (B,))} of normalized images (B, 3, H, W) by
+    every method, and by a random order for comparison."""
     import torch
     from torchvision.transforms.functional import gaussian_blur
 
     from models import attention as A
 
-    model = classifier.model
     sigma = images.shape[-1] / 20
     blurred = gaussian_blur(images, 2 * int(2 * sigma) + 1, sigma).cpu().numpy()
     photos, grey = images.cpu().numpy(), np.zeros_like(blurred)
-    grid = A.patch_grid(model, images)
-    targets = None
+    grid, targets = A.patch_grid(model, images), None
 
     def probability(pixels):
-        batch = torch.from_numpy(pixels).to(args.device)
-        with torch.inference_mode(), autocast(args.device, args.precision):
+        batch = torch.from_numpy(pixels).to(compute.device)
+        with torch.inference_mode(), autocast(compute.device, compute.precision):
             return model(batch).float().softmax(1).cpu().numpy()[np.arange(len(batch)), targets]
 
     areas = {}
     for method in (*A.METHODS, "random"):
         if method == "random":
-            order = faithfulness.random_order(len(photos), grid[0] * grid[1], args.seed)
+            order = faithfulness.random_order(len(photos), grid[0] * grid[1], seed)
         else:
-            maps, logits = A.attention_maps(model, images, method)
-            order = faithfulness.most_important_first(maps[:, 0].numpy())
+            grids, logits = A.attention_maps(model, images, method)
+            order = faithfulness.most_important_first(grids[:, 0].numpy())
             targets = logits.argmax(1).numpy()
         areas[method] = tuple(
             faithfulness.area_under(faithfulness.curve(probability, before, after, order, grid))
@@ -113,97 +117,114 @@ def measure_faithfulness(classifier, images, args):
     return areas
 
 
+def predicted(classifier, probabilities):
+    """Label, name and probability of the most probable class."""
+    if not classifier.classes:
+        return {"label": None, "name": "no classifier head", "probability": None}
+    label = classifier.classes[probabilities.argmax()]
+    return {"label": label, "name": classifier.name_of(label),
+            "probability": float(probabilities.max())}
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+def figure_files(folder, paths):
+    """({path: its figure}, [the sheets of all of them])."""
+    figures = {path: folder / f"{path.stem}.png" for path in paths}
+    if len(paths) <= SHEET:
+        return figures, [folder / "sheet.png"]
+    count = -(-len(paths) // SHEET)
+    return figures, [folder / f"sheet_{number}.png" for number in range(1, count + 1)]
+
+
+def draw_photo(classifier, path, grids, prediction, args, figure):
+    """Write one photo's ``figure``; returns its overlay and title for the sheet."""
+    from models.attention import has_class_token
+
+    photo, title = load_image(path, (480, 480)), path.name
+    if prediction["label"] is not None:
+        name = prediction["name"].replace("_", " ")
+        title = f"{path.name}: {name} ({prediction['probability']:.0%})"
+    about = "" if has_class_token(classifier.model) else ", mean query (no class token)"
+    box = classifier.transform.box(*photo.size)
+    overlay = maps.attention_panel(photo, grids, box, f"{title}\n{args.method}{about}",
+                                   QUANTITIES[args.method], figure)
+    return overlay, title
+
+
+def write_sheet(sheet, method, path):
+    """Write overlays with their titles as one figure."""
+    overlays, titles = zip(*sheet, strict=True)
+    charts.gallery(overlays, [title.replace(": ", "\n") for title in titles],
+                   f"Attention, {method}", path)
+    warn(f"wrote {len(sheet)} figures and {path}")
+
+
 # --- commands -----------------------------------------------------------------------------------
 
 
-def batches(classifier, paths, args, unreadable, title):
-    """Yield (paths, normalized images on the device) with a progress bar."""
-    yield from normalized_batches(classifier.preprocessing, paths, args, unreadable, title)
-    if len(unreadable) == len(paths):
-        report_unreadable((), unreadable)
-
-
-def draw_all(classifier, paths, args):
+def draw_all(classifier, paths, compute, args):
     """Write the figures; returns (result for stdout, unreadable)."""
-    from models.attention import has_class_token
-
-    out = Path(args.output)
-    transform = Transform.from_fields(classifier.preprocessing)
-    query = "class token" if has_class_token(classifier.model) else "mean over patches"
-    target = classifier.index_of(args.target) if args.target else None
-    unreadable, rows, kept, sheet = [], [], [], []
-    for names, images in batches(classifier, paths, args, unreadable, "attention"):
-        import torch
-
-        targets = None if target is None else torch.full((len(names),), target)
-        for path, grid, chances, distance in zip(
-                names, *explain(classifier, images, args, targets), strict=True):
-            photo = load_image(path, (480, 480))
-            predicted = classifier.classes[chances.argmax()] if classifier.classes else None
-            name = classifier.name_of(predicted) if predicted is not None else "no classifier head"
-            shown_name = f"{name} ({chances.max():.0%})".replace("_", " ")
-            title = f"{path.name}: {shown_name}" if predicted else path.name
-            about = "" if query == "class token" else ", mean query (no class token)"
-            figure = out / f"{path.stem}.png"
-            shown = maps.attention_panel(
-                photo, grid, transform.box(*photo.size), f"{title}\n{args.method}{about}",
-                QUANTITIES[args.method], figure)
-            sheet.append((shown, title))
-            kept.append(grid)
-            rows.append({
-                "filename": path.name, "label": predicted, "name": name,
-                "probability": float(chances.max()) if predicted else None,
-                "entropy_bits": [round(float(value), 4) for value in entropy_of(grid)],
-                "mean_attention_distance": [round(float(value), 2) for value in distance],
-                "figure": str(figure)})
-            if len(sheet) == SHEET:
-                write_sheet(sheet, args, out, len(rows) // SHEET)
-    if sheet:
-        write_sheet(sheet, args, out, len(rows) // SHEET + 1 if len(rows) > SHEET else None)
-    if args.npz:
-        with whole_file(args.npz) as temporary, open(temporary, "wb") as file:
-            np.savez(file, maps=np.stack(kept), filenames=np.array([r["filename"] for r in rows]))
-        warn(f"wrote {args.npz}")
-    result = {"model": args.model or args.checkpoint, "method": args.method, "layer": args.layer,
-              "heads": args.heads, "query": query, "grid": list(kept[0].shape[-2:]),
-              "images": rows}
-    return result, unreadable
-
-
-def entropy_of(grids):
     import torch
 
-    from models.attention import entropy
+    from models.attention import has_class_token
 
-    return entropy(torch.from_numpy(grids))
+    model = classifier.model
+    figures, sheets = figure_files(Path(args.output), paths)
+    target = classifier.index_of(args.target) if args.target else None
+    unreadable, rows, kept, sheet = [], [], [], []
+    for names, images in normalized_batches(
+            classifier.transform, paths, compute, unreadable, "attention"):
+        targets = None if target is None else torch.full((len(names),), target)
+        found = explain(model, images, args.method, args.layer, args.heads, targets)
+        for path, grids, probabilities, entropies, distances in zip(names, *found, strict=True):
+            row = {"filename": path.name, **predicted(classifier, probabilities),
+                   "entropy_bits": [round(float(value), 4) for value in entropies],
+                   "mean_attention_distance": [round(float(value), 2) for value in distances],
+                   "figure": str(figures[path])}
+            sheet.append(draw_photo(classifier, path, grids, row, args, figures[path]))
+            kept.append(grids)
+            rows.append(row)
+            if len(sheet) == SHEET:
+                write_sheet(sheet, args.method, sheets[len(rows) // SHEET - 1])
+                sheet = []
+    report_unreadable(rows, unreadable)
+    if sheet:
+        write_sheet(sheet, args.method, sheets[len(rows) // SHEET])
+    with npz_writer(args.npz) as keep:
+        keep("maps", np.stack(kept))
+        keep("filenames", np.array([row["filename"] for row in rows]))
+    return {"model": args.model or args.checkpoint, "method": args.method, "layer": args.layer,
+            "heads": args.heads,
+            "query": "class token" if has_class_token(model) else "mean over patches",
+            "grid": list(kept[0].shape[-2:]), "images": rows}, unreadable
 
 
-def write_sheet(sheet, args, out, number):
-    path = out / ("sheet.png" if number is None else f"sheet_{number}.png")
-    shown, titles = zip(*sheet, strict=True)
-    charts.gallery(shown, [title.replace(": ", "\n") for title in titles],
-                    f"Attention, {args.method}", path)
-    warn(f"wrote {len(sheet)} figures and {path}")
-    sheet.clear()
-
-
-def faithfulness_table(classifier, paths, args):
+def faithfulness_table(classifier, paths, compute, args):
+    """Areas under the deletion and insertion curves of every method; returns (result for stdout,
+    unreadable)."""
     unreadable, areas = [], {}
-    for _, images in batches(classifier, paths, args, unreadable, "faithfulness"):
-        for method, parts in measure_faithfulness(classifier, images, args).items():
+    for _, images in normalized_batches(
+            classifier.transform, paths, compute, unreadable, "faithfulness"):
+        measured = measure_faithfulness(classifier.model, images, compute, args.seed)
+        for method, parts in measured.items():
             areas.setdefault(method, []).append(parts)
+    report_unreadable(list(areas), unreadable)
     table = {}
     for method, parts in areas.items():
         deletion, insertion = (np.concatenate(part) for part in zip(*parts, strict=True))
         table[method] = {"deletion": faithfulness.mean_with_interval(deletion),
                          "insertion": faithfulness.mean_with_interval(insertion)}
-    result = {"model": args.model or args.checkpoint, "images": len(paths) - len(unreadable),
-              "deletion": "lower is better", "insertion": "higher is better",
-              "area_under_curve": table}
-    return result, unreadable
+    return {"model": args.model or args.checkpoint, "images": len(paths) - len(unreadable),
+            "deletion": "lower is better", "insertion": "higher is better",
+            "area_under_curve": table}, unreadable
 
 
-def parse_args():
+# --- command line -------------------------------------------------------------------------------
+
+
+def make_parser():
     parser = ArgumentParser(prog="p1_attn_map.py", description=__doc__)
     parser.add_argument("--images", nargs="+", default=[str(HERE / "samples")], metavar="PATH",
                         help="image files, or one folder")
@@ -229,27 +250,45 @@ def parse_args():
                        help="timm's weights for --model (network)")
     model.add_argument("--weights", metavar="FILE", help="these weights for --model")
     add_run_options(parser, batch_size=16)
-    return parser.parse_args()
+    return parser
 
 
-def main():
-    args = parse_args()
-    paths = image_paths(args.images, args.limit)
+def check_options(args, parser):
+    """UserError for an option that has no effect beside the others."""
+    unused = [option for name, option in OF_FIGURES.items()
+              if getattr(args, name) != parser.get_default(name)]
+    if args.faithfulness and unused:
+        raise UserError(f"{unused[0]} has no effect with --faithfulness, which compares all "
+                        "methods and draws nothing; leave it out")
+    if args.target and args.method != "relevance":
+        raise UserError(f"--class goes with --method relevance; {args.method} is the same for "
+                        "every class")
+
+
+def check_outputs(paths, args):
+    """UserError for figures that could not be written, or would overwrite a photo."""
     refuse_equal_stems(paths)
     if args.npz:
         check_writable(args.npz)
-    figures_of = [Path(args.output) / f"{path.stem}.png" for path in paths]
-    refuse_to_replace(paths, [*figures_of, Path(args.output) / "sheet.png"])
-    check_writable(Path(args.output) / "sheet.png")
-    resolve_run_options(args)
+    figures, sheets = figure_files(Path(args.output), paths)
+    refuse_to_replace(paths, [*figures.values(), *sheets])
+    check_writable(sheets[0])
 
-    from models.vit import open_vit
 
+def main():
+    parser = make_parser()
+    args = parser.parse_args()
+    check_options(args, parser)
+    paths = image_paths(args.images, args.limit)
+    if not args.faithfulness:
+        check_outputs(paths, args)
+    from models.vit import open_vit  # imports torch
+
+    compute = Compute.from_args(args, BATCH_SIZES["classifier"])
     classifier = open_vit(args.model or args.checkpoint, args.pretrained, args.weights)
-    classifier.model.to(args.device)
+    classifier.model.to(compute.device)
     function = faithfulness_table if args.faithfulness else draw_all
-    result, unreadable = function(classifier, paths, args)
-    report_unreadable(paths, unreadable)
+    result, unreadable = function(classifier, paths, compute, args)
     write_json(result)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 

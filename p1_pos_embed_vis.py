@@ -5,29 +5,30 @@
   python3 p1_pos_embed_vis.py --checkpoint a.safetensors --model sincos2d     side by side
 
 Draws the figure of the ViT paper (Dosovitskiy et al. 2021, Fig. 7, centre) and prints its numbers
-as JSON; a few seconds. "sincos2d" is the fixed two-dimensional sine-cosine embedding, on the grid
-and in the width of the first model.
+as JSON. "sincos2d" is the fixed two-dimensional sine-cosine embedding, on the grid and in the width
+of the first model.
 
-How to read the figure: each tile belongs to the patch at its place in the grid and shows how alike
-(cosine, -1 to 1) that patch's embedding is to those of all patches, each at its own place. The
+What to expect: a few seconds; docs/attention.md shows and explains an example.
+How to read the figure: each tile belongs to the patch at its place in the grid. It shows the cosine
+similarity (-1 to 1) of that patch's embedding to those of all patches, each at its own place. The
 bright spot is the patch itself. A cross around it means that patches of the same row and column are
-more alike: the model has learned the grid from data, nobody told it. The curve to the right says
-how fast likeness falls with distance. "same_row" and "same_column" are the means over pairs of
-patches in one row or column, "elsewhere" over all others: if the first two are clearly larger, the
-cross is there, whatever the eye sees.
+more similar: the model learned the grid from data, since nothing else tells it about rows and
+columns. The curve at the right says how fast the similarity falls with distance. "same_row" and
+"same_column" are the means over pairs of patches in one row or column, "elsewhere" over all other
+pairs: where the first two are clearly larger, the cross is there, even if it is hard to see.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from utils import ArgumentParser, UserError, check_writable, run, warn, whole_file, write_json
+from utils import ArgumentParser, UserError, check_writable, run, warn, write_json
 
 import numpy as np
 
 from ckpt import registry
 from figures import maps
-from inference.options import add_run_options
+from inference.arrays import npz_writer
 
 # --- compute ------------------------------------------------------------------------------------
 
@@ -68,7 +69,22 @@ def structure(similarity: np.ndarray, grid: tuple[int, int]) -> dict:
 # --- commands -----------------------------------------------------------------------------------
 
 
-def parse_args():
+def read_embeddings(sources, pretrained, weights):
+    """{name of each source: ((patches, C), (rows, cols))}."""
+    from models.positions import position_embedding, sincos2d  # imports torch
+
+    embeddings = {}
+    for source in sources:
+        if source == "sincos2d":
+            first, grid = next(iter(embeddings.values()), (np.zeros((196, 192)), (14, 14)))
+            embeddings[source] = sincos2d(first.shape[1], grid), grid
+        else:
+            name = Path(source).stem if Path(source).is_file() else source
+            embeddings[name] = position_embedding(source, pretrained, weights)
+    return embeddings
+
+
+def make_parser():
     parser = ArgumentParser(prog="p1_pos_embed_vis.py", description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="NAME|FILE",
                         help="timm's name, hf:owner/name, a file, or sincos2d; may be repeated")
@@ -81,42 +97,30 @@ def parse_args():
     parser.add_argument("--output", default="runs/pos_embed.png", metavar="PNG", help="the figure")
     parser.add_argument("--npz", metavar="FILE",
                         help="keep similarity (patches, patches) and grid of the one model here")
-    add_run_options(parser, batch_size=1)
-    return parser.parse_args()
+    return parser
 
 
 def main():
-    args = parse_args()
+    args = make_parser().parse_args()
     sources = [*args.checkpoint, *args.model] or [str(registry.default("p1"))]
     if args.npz and len(sources) > 1:
         raise UserError("--npz keeps one model's similarity; give one --model or --checkpoint")
     for path in filter(None, (args.output, args.npz)):
         check_writable(path)
-
-    from models.vit import position_embedding, sincos2d
-
-    named = {}
-    for source in sources:
-        if source == "sincos2d":
-            first = next(iter(named.values()), None)
-            named[source] = sincos2d(*first) if first else sincos2d(np.zeros((196, 192)), (14, 14))
-        else:
-            named[Path(source).stem if Path(source).is_file() else source] = position_embedding(
-                source, args.pretrained, args.weights)
+    embeddings = read_embeddings(sources, args.pretrained, args.weights)
     similarities = {name: (cosine_similarity(embedding), grid)
-                    for name, (embedding, grid) in named.items()}
+                    for name, (embedding, grid) in embeddings.items()}
     numbers = {name: {"grid": list(grid), **structure(similarity, grid)}
                for name, (similarity, grid) in similarities.items()}
-    maps.position_tiles(similarities, {n: v["by_distance"] for n, v in numbers.items()},
-                           args.output)
+    maps.position_tiles(similarities, {name: row["by_distance"] for name, row in numbers.items()},
+                        args.output)
     warn(f"wrote {args.output}")
     if args.npz:
         (similarity, grid), = similarities.values()
-        with whole_file(args.npz) as temporary, open(temporary, "wb") as file:
-            np.savez(file, similarity=similarity, grid=np.array(grid))
-        warn(f"wrote {args.npz}")
+        with npz_writer(args.npz) as keep:
+            keep("similarity", similarity)
+            keep("grid", np.array(grid))
     write_json(numbers)
-    return 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from utils import (
     ArgumentParser,
     UserError,
     check_writable,
-    npz_writer,
     printable,
     run,
     warn,
@@ -58,6 +57,7 @@ from data.photos import (
 )
 from data.transform import Transform
 from figures import maps
+from inference.arrays import npz_writer
 from inference.options import add_captioner_options, add_run_options, add_search_options
 
 HERE = Path(__file__).resolve().parent

@@ -1,5 +1,5 @@
-"""What every script needs before torch is even imported: one-line errors and exit statuses,
-device and precision, seeds, and files that are written whole or not at all."""
+"""What every script needs before torch is imported: one-line errors and exit statuses, command
+lines, device and precision, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import json
 import os
 import sys
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
+SHOWN = 20  # lines of a long result that are printed
 
 
 class UserError(Exception):
-    """A problem that the user can mend. Its text is the one line that they see."""
+    """A problem that the user can fix. Its text is the one line that they see."""
 
 
 # --- messages and exit status -----------------------------------------------------------------
@@ -40,6 +40,14 @@ def printable(name: object) -> str:
 def warn(message: str) -> None:
     """Print one line on stderr."""
     print(printable(one_line(message)), file=sys.stderr, flush=True)
+
+
+def print_some(lines: Sequence[str], output: str | Path) -> None:
+    """Print the first lines, and how many more of them the file ``output`` has."""
+    for line in lines[:SHOWN]:
+        print(printable(line))
+    if len(lines) > SHOWN:
+        print(f"… and {len(lines) - SHOWN} more in {printable(output)}")
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -173,8 +181,7 @@ class Compute:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, batch_sizes: dict[str, int]) -> Compute:
-        """What --device, --precision and --batch-size ask for; ``batch_sizes`` by device apply
-        where no batch size was given."""
+        """What the run options say; ``batch_sizes`` has the default batch size of each device."""
         device = resolve_device(args.device)
         return cls(device, resolve_precision(args.precision, device),
                    args.batch_size or batch_sizes[device])
@@ -260,24 +267,6 @@ def markdown_table(header: list[str], rows: list[list]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
-@contextlib.contextmanager
-def npz_writer(path: str | Path | None) -> Iterator[Callable]:
-    """Yield ``keep(name, array)``, which appends to the .npz file at once, so that the arrays are
-    never in memory together. The file is whole or not there; without a path nothing is kept."""
-    if path is None:
-        yield lambda name, array: None
-        return
-    from numpy.lib.format import write_array
-
-    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        def keep(name, array):
-            with archive.open(f"{printable(name)}.npy", "w", force_zip64=True) as file:
-                write_array(file, array, allow_pickle=False)
-
-        yield keep
-    warn(f"wrote {path}")
 
 
 def write_json(result: object, output: str | Path | None = None) -> None:

@@ -1,10 +1,11 @@
-"""What reading attention costs: the [CLS] row of the last layer as we capture it, all layers as we
-capture them, and the usual way (fused attention off, a hook on every layer); prints one JSON.
+"""What reading attention costs; prints one JSON. Compared are the class token's row of the last
+layer and all layers, as ``models.attention`` captures them, and all layers in the usual way (fused
+attention off, a hook on every layer).
 
     python3 benchmarks/attention.py [--model vit_base_patch16_224] [--batch 16] [--rounds 15]
 
-All four run in turn within each round on the same images, in float32; ratios are medians over the
-rounds of the time over that round's plain forward pass.
+These and a plain forward pass run in turn within each round, on the same images, in float32. A
+ratio is the median over the rounds of the time divided by that of the round's plain forward pass.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ import sys
 import time
 from pathlib import Path
 
+import timm
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import timm  # noqa: E402
-import torch  # noqa: E402
-
-from models.attention import capture_attention  # noqa: E402
 
 
 def usual(model, images):
@@ -40,6 +39,9 @@ def usual(model, images):
 
 
 def ours(layers, queries):
+    """A function that captures these layers and queries."""
+    from models.attention import capture_attention
+
     def run(model, images):
         with capture_attention(model, layers, queries):
             model(images)

@@ -1,13 +1,14 @@
-"""Files to CSV: the usual script against ours, side by side in one run; prints one JSON.
+"""From photos to the CSV: the usual script against this project's, in one run; prints one JSON.
 
     python3 benchmarks/classify.py --images DIR [--checkpoint FILE | --model vit_base_patch16_224]
 
-The usual script: PIL, timm's own transform, DataLoader with a worker process a core, all threads,
-inference_mode, batch 32, eager; in float32, and the same in bfloat16 (autocast). Each side runs in
-a process of its own, best of --repeats; time is taken from the first file to the written CSV, after
-the model is loaded. Peak memory is that of the process, with its largest worker where it has any.
-"equal_labels" is the share of photos that get float32's label. "of_best_matmul" is the model alone
-(FLOPs of its matrix products) as a share of the best matrix product measured on this machine.
+The usual script: PIL, timm's own transform, DataLoader with a worker process for each core, all
+threads, inference_mode, batch 32, eager; in float32, and the same in bfloat16 (autocast). Each side
+runs in a process of its own, and the best of --repeats counts. Time is measured from the first file
+to the written CSV, after the model is loaded. Peak memory is that of the process, with its largest
+worker where it has any. "equal_labels" is the share of photos that get the label of the float32
+run. "of_best_matmul" is the rate of the model alone (FLOPs of its matrix products) as a share of
+the fastest matrix product measured on this machine.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -44,6 +44,7 @@ def build(options):
 
 
 def usual(options, output):
+    """Seconds of the usual script."""
     import timm.data
     import torch
     from PIL import Image
@@ -80,17 +81,21 @@ def usual(options, output):
 
 
 def ours(options, output):
-    import p1_vit_classify as script
+    """Seconds of what ``p1_vit_classify.py predict`` does once its model is loaded."""
+    from utils import Compute, resolve_precision, write_csv
+
+    from data.photos import list_images
+    from inference.classify import classify_with_all
+    from inference.options import BATCH_SIZES
 
     classifier = build(options)
-    script.load_classifiers = lambda args: [classifier]
-    from utils import resolve_precision
-
-    args = SimpleNamespace(images=options.images, limit=None, output=output, device="cpu",
-                           batch_size=script.INFERENCE_BATCH["cpu"],
-                           precision=resolve_precision("auto", "cpu"))
+    compute = Compute("cpu", resolve_precision("auto", "cpu"), BATCH_SIZES["classifier"]["cpu"])
     started = time.perf_counter()
-    script.predict(args)
+    paths = list_images(options.images)
+    readable, probabilities, _ = classify_with_all([classifier], paths, compute)
+    write_csv(output, ["filename", "label"], [
+        [path.name, classifier.classes[label]]
+        for path, label in zip(readable, probabilities.argmax(1), strict=True)])
     return time.perf_counter() - started
 
 
@@ -98,9 +103,8 @@ def decode_only(options, output):
     """How fast our threads read the photos when no model competes for the cores."""
     from data.batches import read_batches
     from data.photos import list_images
-    from data.transform import Transform
 
-    transform = Transform.from_fields(build(options).preprocessing)
+    transform = build(options).transform
     paths = list_images(options.images)
     started = time.perf_counter()
     for _ in read_batches(paths, transform, 32, lambda path, reason: None):
@@ -109,7 +113,8 @@ def decode_only(options, output):
 
 
 def model_only(options, output):
-    """Seconds for as many photos as there are files, without any file; and the machine's best."""
+    """Seconds of the model alone for as many photos as there are files, its rate, and the rate of
+    the machine's fastest matrix product."""
     from utils import autocast, resolve_precision
 
     import torch
@@ -178,7 +183,7 @@ def main():
         return measure(options)
     photos = len(list(Path(options.images).iterdir()))
     best, labels, memory = {}, {}, {}
-    for _ in range(options.repeats):  # in turn, so that all see the machine in the same state
+    for _ in range(options.repeats):  # in turn, so that all run while the machine is equally busy
         for side in SIDES:
             row = measure_apart(side)
             labels[side], memory[side] = row["labels"], row["megabytes"]

@@ -1,4 +1,8 @@
-"""Batches of photos for inference, and labelled photos for training. Needs no torch to import."""
+"""Batches of photos for inference, and labelled photos for training. Needs no torch to import.
+
+Photos are decoded by threads: Pillow releases the interpreter's lock while it decodes and
+resamples, so threads keep every core busy without starting processes that each import torch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ def read_batches(
     """Batches of (paths, ``transform.batch`` of their photos) in the order of ``paths``.
 
     Threads read at most two batches ahead, so memory does not grow with the number of images.
-    A file that cannot be read is left out and handed to ``unreadable(path, reason)``.
+    A file that cannot be read is left out, and ``unreadable(path, reason)`` is called.
     """
     threads = threads or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -58,7 +62,7 @@ def normalized_batches(
     transform: Transform, paths: Sequence[Path], compute: Compute, unreadable: list, title: str
 ) -> Iterator[tuple[list[Path], object]]:
     """Yield (paths, normalized images (B, 3, height, width) on the device) with a progress bar;
-    (path, reason) of files that cannot be read go to ``unreadable``."""
+    (path, reason) of each file that cannot be read is appended to ``unreadable``."""
     import torch
 
     with progress(len(paths), title, "img") as bar:
@@ -66,6 +70,9 @@ def normalized_batches(
                                           lambda path, why: unreadable.append((path, why))):
             yield names, transform.normalize(torch.from_numpy(pixels).to(compute.device))
             bar.update(len(names))
+
+
+# --- labelled photos for training ---------------------------------------------------------------
 
 
 class LabelledImages:

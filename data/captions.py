@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils import UserError, read_json, read_lines
 
-from data.photos import IMAGE_EXTENSIONS
+from data.photos import IMAGE_EXTENSIONS, spread
 
 
 def read_captions(path: str | Path) -> dict[str, list[str]]:
@@ -64,11 +64,7 @@ def captioned_images(
     if missing:
         raise UserError(f"{len(missing)} of {len(images)} images in {source} are not in {folder} "
                         f"({', '.join(missing[:5])}{', …' * (len(missing) > 5)})")
-    if limit is None or limit >= len(images):
-        return images
-    kept = list(images)
-    return {path: images[path] for path in
-            (kept[i * len(kept) // limit] for i in range(limit))}
+    return {path: images[path] for path in spread(list(images), limit)}
 
 
 def captioned_sources(

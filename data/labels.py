@@ -1,4 +1,4 @@
-"""Which label each image has, and what labels are called. Needs neither Pillow nor torch."""
+"""Which label each image has, and what labels are called. Needs no torch to import."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from utils import UserError, one_line, read_csv, read_json
 
 import numpy as np
+
+from data.photos import list_images
 
 
 def label_from_name(path: Path) -> str:
@@ -29,6 +31,26 @@ def read_labels(paths: Sequence[Path], labels_csv: str | Path | None = None) -> 
         raise UserError(f"{labels_csv} has no label for {len(missing)} of {len(paths)} images, "
                         f"the first is {missing[0]}")
     return [table[path.name] for path in paths]
+
+
+def labelled_folders(
+    train: str | Path, val: str | Path | None, hold_out: bool, labels_csv: str | Path | None = None,
+    limit: int | None = None,
+) -> tuple[tuple[list[Path], list[str]], tuple[list[Path], list[str]]]:
+    """((training images, their labels), (validation images, their labels)).
+
+    Validation images are those of the folder ``val``, or with ``hold_out`` a tenth of the training
+    folder, which are then not trained on, or else none. ``limit`` keeps that many of each folder.
+    """
+    paths = list_images(train, limit)
+    labels = read_labels(paths, labels_csv)
+    if val:
+        val_paths = list_images(val, limit)
+        return (paths, labels), (val_paths, read_labels(val_paths, labels_csv))
+    if not hold_out:
+        return (paths, labels), ([], [])
+    parts = hold_out_tenth(paths, labels)
+    return tuple(([paths[i] for i in part], [labels[i] for i in part]) for part in parts)
 
 
 def sort_labels(labels: Sequence[str]) -> list[str]:

@@ -1,8 +1,4 @@
-"""Image folders, batches, and the geometry of a transform. Needs no torch to import.
-
-Images are decoded by threads: Pillow releases the interpreter's lock while it decodes and
-resamples, so threads keep every core busy without starting processes that each import torch.
-"""
+"""Folders of photos, and reading one photo. Needs no torch to import."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from PIL import Image, ImageOps
 
 IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
-# Large but readable photos and odd metadata are no news to the user; unreadable files are errors.
+# Pillow warns about large photos and odd metadata, which it reads all the same.
 warnings.filterwarnings("ignore", module="PIL")
 
 
@@ -43,9 +39,15 @@ def list_images(folder: str | Path, limit: int | None = None) -> list[Path]:
     if not paths:
         kinds = " ".join(sorted(extension[1:] for extension in IMAGE_EXTENSIONS))
         raise UserError(f"no image in {folder} (looked for {kinds}, not in subfolders)")
-    if limit is None or limit >= len(paths):
-        return paths
-    return [paths[i * len(paths) // limit] for i in range(limit)]
+    return spread(paths, limit)
+
+
+def spread(items: Sequence, count: int | None) -> list:
+    """``count`` of ``items`` in their order, spread evenly over them; all of them where ``count``
+    is None or too large."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def image_paths(words: Sequence[str | Path], limit: int | None = None) -> list[Path]:
@@ -69,7 +71,7 @@ def refuse_equal_stems(paths: Sequence[Path]) -> None:
 
 
 def refuse_to_replace(paths: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """UserError where one of the ``outputs`` would be written over one of the photos ``paths``."""
+    """UserError where a figure in ``outputs`` would overwrite one of the photos ``paths``."""
     photos = {path.resolve() for path in paths}
     for output in outputs:
         if output.resolve() in photos:
@@ -80,12 +82,12 @@ def check_images(paths: Sequence[Path]) -> None:
     """Decode every image once, before hours of training; UserError that names an unreadable one."""
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress(len(paths), "check", "img") as bar:
         for path, problem in zip(paths, pool.map(_problem, paths), strict=True):
-            if problem:
-                raise UserError(f"{path}: {problem}; mend or remove it, then train")
+            refuse_unreadable([(path, problem)] if problem else [])
             bar.update()
 
 
 def _problem(path: Path) -> str | None:
+    """Why the image cannot be read; None where it can."""
     try:
         load_image(path, (1, 1))
     except ValueError as error:
@@ -93,11 +95,27 @@ def _problem(path: Path) -> str | None:
     return None
 
 
+def report_unreadable(readable: Sequence, unreadable: Sequence[tuple[Path, str]]) -> None:
+    """Name each unreadable file and its reason on stderr; UserError where nothing was readable."""
+    if not len(readable):  # an array has no truth value
+        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
+                        .format(len(unreadable), *unreadable[0]))
+    for path, reason in unreadable:
+        warn(f"unreadable: {path}: {reason}")
+
+
+def refuse_unreadable(unreadable: Sequence[tuple[Path, str]]) -> None:
+    """UserError that names the first unreadable file, if there is one; for work that needs all."""
+    if unreadable:
+        path, reason = unreadable[0]
+        raise UserError(f"{path} cannot be read: {reason}; repair or remove it, then start again")
+
+
 # --- one image ----------------------------------------------------------------------------------
 
 
 def load_image(path: str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
-    """The photo as a person sees it, in RGB: EXIF orientation applied, transparency over white,
+    """The photo as viewers show it, in RGB: EXIF orientation applied, transparency over white,
     16 bits rescaled to 8, first frame of an animation.
 
     ``at_least`` (width, height) lets the JPEG decoder skip detail beyond that size, which is where
@@ -137,12 +155,3 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     else:
         full = 65535.0 if image.mode.startswith("I;16") or 255 < peak <= 65535 else max(peak, 255.0)
     return Image.fromarray((values.clip(0, full) * (255 / full) + 0.5).astype(np.uint8))
-
-
-def report_unreadable(readable: Sequence, unreadable: list[tuple[Path, str]]) -> None:
-    """Name each unreadable file and its reason on stderr; UserError where nothing was readable."""
-    if not len(readable):  # an array has no truth value
-        raise UserError("none of {} images could be read (the first, {}: {}); nothing was written"
-                        .format(len(unreadable), *unreadable[0]))
-    for path, reason in unreadable:
-        warn(f"unreadable: {path}: {reason}")

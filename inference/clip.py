@@ -9,11 +9,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import Compute, UserError, autocast, check_writable, warn, whole_file
+from utils import Compute, UserError, autocast, check_writable, warn
 
 import numpy as np
 
 from data.batches import normalized_batches
+from inference.arrays import npz_writer
 from models.clip import Clip
 
 Unreadable = list[tuple[Path, str]]
@@ -104,5 +105,6 @@ def _read_npz(file: str | Path) -> dict[str, np.ndarray] | None:
 
 
 def _write_npz(file: str | Path, **arrays: np.ndarray) -> None:
-    with whole_file(file) as temporary, open(temporary, "wb") as target:
-        np.savez(target, **arrays)
+    with npz_writer(file, quiet=True) as keep:
+        for name, array in arrays.items():
+            keep(name, array)

@@ -6,6 +6,7 @@ Needs no torch, so that --help and wrong usage take no time.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from utils import natural, non_negative, positive_int
 
@@ -17,6 +18,15 @@ BATCH_SIZES = {
     "captioner": {"cpu": 32, "cuda": 128},
     "clip": {"cpu": 16, "cuda": 256},
 }
+
+
+def add_command(
+    commands: argparse._SubParsersAction, name: str, run: Callable, help: str
+) -> argparse.ArgumentParser:
+    """The parser of a script's command, which calls ``run(args)``; ``help`` describes it."""
+    command = commands.add_parser(name, help=help, description=help)
+    command.set_defaults(run=run)
+    return command
 
 
 def add_run_options(parser: argparse.ArgumentParser, batch_size: int | None) -> None:

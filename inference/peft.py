@@ -24,7 +24,7 @@ from models.peft import (
     method_of,
     trained,
 )
-from models.vit import build_vit
+from models.vit import Encoder, build_vit
 
 COURSE_ENCODER = "vit_large_patch16_224"  # 1024 wide
 
@@ -45,7 +45,7 @@ def open_base(args) -> Captioner:
                         "p2_caption.py pretrain makes, or --decoder FILE with --encoder NAME")
     base = load_captioner(args.base, "base")
     if args.decoder:
-        return gpt2_base((base.encoder, base.preprocessing, base.architecture), args.decoder)
+        return gpt2_base(Encoder(base.encoder, base.preprocessing, base.architecture), args.decoder)
     return base
 
 
@@ -82,7 +82,8 @@ def sizes_table(args) -> str:
     rows, config = [], GPT2Config(cross_width=None)
     with torch.device("meta"):
         vit = build_vit(COURSE_ENCODER)
-        base = Captioner(vit[0], config, SimpleNamespace(vocab_size=config.vocab_size), *vit[1:])
+        base = Captioner(vit.model, config, SimpleNamespace(vocab_size=config.vocab_size),
+                         vit.preprocessing, vit.architecture)
         for name in OPTIONS:
             own = {key: getattr(args, key) for key in OPTIONS[name]}
             method = method_of(name, args.cross_width, **own)

@@ -1,9 +1,9 @@
-"""Attention of timm's vision transformers, captured exactly, and three maps made from it.
+"""Attention probabilities of timm's vision transformers, and three maps made from them.
 
-timm computes attention in a fused kernel that never holds the probabilities, so hooks stay silent.
-Here they are computed again, in float32, from the input of the layers that were asked for, while
-the model itself runs as always. Gradients, which only ``relevance`` needs, are taken with the fused
-kernel switched off for that one pass.
+timm computes attention in a fused kernel that never stores the probabilities, so a hook cannot read
+them. They are computed again here, in float32, from the input of each layer that is asked for; the
+model itself runs unchanged. Gradients, which only ``relevance`` needs, are computed with the fused
+kernel switched off during that forward pass.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ METHODS = ("last", "rollout", "relevance")
 def capture_attention(
     model: VisionTransformer, layers: Sequence[int], queries: slice = slice(None)
 ) -> Iterator[dict[int, torch.Tensor]]:
-    """Within the block each forward pass fills ``{layer: (B, heads, queries, tokens)}``.
+    """Within the ``with`` block each forward pass fills ``{layer: (B, heads, queries, tokens)}``.
 
     Probabilities after the softmax, float32, on the CPU; rows sum to 1. ``queries=slice(1)`` takes
-    the class token's row alone and costs next to nothing. Negative layers count from the last.
+    the class token's row alone, which costs next to nothing. Negative layers count from the last.
     Raises RuntimeError for a map that is not finite, whose rows do not sum to 1, or that was never
-    captured; UserError for a layer that the model does not have. No hook outlives the block.
+    captured; UserError for a layer that the model does not have. All hooks are removed at the end
+    of the block.
     """
     maps: dict[int, torch.Tensor] = {}
     with ExitStack() as hooks:
@@ -48,8 +49,9 @@ def capture_attention(
 
 @contextmanager
 def _attention_with_graph(model: VisionTransformer) -> Iterator[list[torch.Tensor]]:
-    """Within the block a forward pass fills the list with each layer's (B, heads, tokens, tokens)
-    as it is in the graph, with ``retain_grad``; fused kernels are off until the block ends."""
+    """Within the ``with`` block a forward pass fills the list with each layer's attention
+    (B, heads, tokens, tokens), still in the autograd graph; fused kernels are off until the block
+    ends."""
     maps: list[torch.Tensor] = []
 
     def keep(module, inputs, output):
@@ -65,6 +67,7 @@ def _attention_with_graph(model: VisionTransformer) -> Iterator[list[torch.Tenso
 
 
 def _attention_of(model: VisionTransformer, layer: int) -> Attention:
+    """The attention module of ``layer``; UserError where there is none that can be read."""
     count = len(model.blocks)
     if not -count <= layer < count:
         raise UserError(f"layer {layer} does not exist: the model has layers 0 to {count - 1} "
@@ -72,7 +75,8 @@ def _attention_of(model: VisionTransformer, layer: int) -> Attention:
     attention = getattr(model.blocks[layer], "attn", None)
     if not isinstance(attention, Attention):
         kind = type(model.blocks[layer]).__name__
-        raise UserError(f"attention cannot be read from a {kind}: only timm's standard attention")
+        raise UserError(f"attention cannot be read from a {kind}; give a model with timm's "
+                        "standard attention")
     return attention
 
 
@@ -99,12 +103,13 @@ def _probabilities(
 
 
 def _checked(maps: torch.Tensor, layer: int) -> torch.Tensor:
+    """``maps`` on the CPU; RuntimeError where they are no probabilities."""
     maps = maps.cpu()
     if not torch.isfinite(maps).all():
         raise RuntimeError(f"the attention of layer {layer} is not finite")
     off = (maps.sum(-1) - 1).abs().max().item()
     if off > 1e-4:
-        raise RuntimeError(f"the attention rows of layer {layer} miss a sum of 1 by {off:.1e}")
+        raise RuntimeError(f"the sums of layer {layer}'s attention rows differ from 1 by {off:.1e}")
     return maps
 
 
@@ -118,11 +123,13 @@ def attention_maps(
     """((B, heads or 1, rows, cols) maps, (B, classes) logits) of normalized images (B, 3, H, W).
 
     ``last``: attention of the class token to the patches in ``layer``, the mean over heads or each
-    head. ``rollout``: Abnar & Zuidema 2020, Sec. 4: the product of all layers' mean attention with
-    the residual added. ``relevance``: Chefer et al. (ICCV 2021), Sec. 3.1: attention times the
-    gradient of the target's logit (default: the predicted class), positive part, mean over heads,
-    propagated through the layers. A model without class token gets the mean over the patches'
-    rows. Prefix tokens are left out, so a map of ``last`` sums to less than 1.
+    head. ``rollout`` (Abnar & Zuidema 2020, Sec. 4): the product of all layers' mean attention with
+    the residual added. ``relevance`` (Chefer et al., ICCV 2021, Sec. 3.1): attention times the
+    gradient of the logit of ``targets`` (B,), by default the predicted classes; its positive part,
+    averaged over heads and propagated through the layers. A model without a class token gets the
+    mean over the patches' rows. Prefix tokens are left out, so a map of ``last`` sums to less
+    than 1. Raises UserError for a layer that does not exist, or ``heads="each"`` with another
+    method.
     """
     if heads == "each" and method != "last":
         raise UserError(f"--heads each goes with --method last; {method} mixes the heads")
@@ -148,7 +155,8 @@ def attention_maps(
 
 
 def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Layers' (B, heads, N, N), first layer first -> (B, N, N), rows sum to 1."""
+    """Attention (B, heads, N, N) of each layer, the first layer first -> (B, N, N), whose rows sum
+    to 1."""
     total = None
     for attention in attentions:
         mixed = attention.mean(1) + torch.eye(attention.shape[-1])
@@ -160,7 +168,8 @@ def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:
 def relevance(
     attentions: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Layers' attentions and their gradients, both (B, heads, N, N), first first -> (B, N, N)."""
+    """Attention and its gradient, both (B, heads, N, N), of each layer, the first layer first ->
+    (B, N, N)."""
     total = torch.eye(attentions[0].shape[-1]).expand(len(attentions[0]), -1, -1)
     for attention, gradient in zip(attentions, gradients, strict=True):
         total = total + (gradient * attention).clamp(min=0).mean(1) @ total
@@ -170,6 +179,7 @@ def relevance(
 def _relevance_of(
     model: VisionTransformer, images: torch.Tensor, targets: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """(relevance (B, N, N), logits (B, classes)) of ``targets`` (B,)."""
     images = images.detach().requires_grad_()  # a graph even where every weight is frozen
     with torch.enable_grad(), torch.autocast(images.device.type, enabled=False), \
             _attention_with_graph(model) as captured:
@@ -184,6 +194,7 @@ def _relevance_of(
 
 
 def has_class_token(model: VisionTransformer) -> bool:
+    """Whether a class token reads out the photo; else the model averages over its patches."""
     return model.cls_token is not None
 
 
@@ -205,10 +216,12 @@ def entropy(maps: torch.Tensor) -> torch.Tensor:
 def mean_attention_distance(
     attention: torch.Tensor, grid: tuple[int, int], patch: tuple[int, int], prefix: int
 ) -> torch.Tensor:
-    """(B, heads): how far a patch looks, in input pixels (Dosovitskiy et al. 2021, Fig. 7).
+    """(B, heads): the mean distance of a patch to those it attends to, in input pixels
+    (Dosovitskiy et al. 2021, Fig. 7).
 
-    ``attention`` (B, heads, N, N) of one layer; prefix tokens are left out on both sides and the
-    rows scaled to sum to 1 again.
+    ``attention`` (B, heads, N, N) of one layer, for a ``grid`` (rows, cols) of patches of ``patch``
+    (height, width) pixels; its ``prefix`` tokens are left out on both sides, and the rows scaled to
+    sum to 1 again.
     """
     rows, cols = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     places = torch.stack([rows.flatten() * patch[0], cols.flatten() * patch[1]], -1).float()

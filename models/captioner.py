@@ -35,7 +35,7 @@ from models.checkpoint import (
 )
 from models.gpt2 import GPT2, GPT2Config, KeyValue, described_gpt2, from_gpt2, gpt2_config
 from models.tokenizer import Tokenizer, gpt2_files, gpt2_tokenizer
-from models.vit import build_vit, described_vit
+from models.vit import Encoder, build_vit, described_vit
 
 IGNORED = -100  # what pads targets: no loss there
 
@@ -223,11 +223,9 @@ def build_captioner(
     return Captioner(encoder, decoder, tokenizer, preprocessing, architecture)
 
 
-def gpt2_base(
-    vit: tuple[nn.Module, dict, dict], decoder: str | Path, dropout: float = 0.1
-) -> Captioner:
+def gpt2_base(vit: Encoder, decoder: str | Path, dropout: float = 0.1) -> Captioner:
     """A base of public GPT-2 weights of any size (the course's ``decoder_model.bin``), with the
-    tokenizer beside them, on a ViT, its preprocessing and architecture, as ``build_vit`` gives."""
+    tokenizer beside them, on a ViT as ``build_vit`` gives it."""
     tensors = from_gpt2(read_tensors(decoder)[0])
     config, files = gpt2_config(tensors, decoder, dropout), gpt2_files(decoder)
     tokenizer = gpt2_tokenizer(*files)

@@ -7,16 +7,17 @@ the data they were measured on, and licence. A script needs nothing but the file
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from utils import UserError, one_line, whole_file
+from utils import UserError, check_writable, one_line, whole_file
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,18 +43,42 @@ def save_checkpoint(
         save_file(stored, temporary, metadata={"format": "pt", "checkpoint": text})
 
 
-def record_measurement(path: str | Path, data_name: str, result: dict) -> None:
-    """Write what was measured on ``data_name`` into the checkpoint's own metadata."""
+def check_recordable(source: str | Path) -> None:
+    """UserError where ``record_result`` could not write into ``source``; to be called before any
+    work, since it reads no tensors."""
+    path, described = Path(source), False
+    if path.suffix == ".safetensors":
+        _check_exists(path)
+        with _opened(path) as (_, metadata):
+            described = "kind" in metadata
+    if not described:
+        raise UserError(f"{source} is not a checkpoint of this project, so --record cannot write "
+                        "into it; leave --record out")
+    check_writable(path)
+
+
+def record_result(
+    path: str | Path, data_name: str, result: dict, keys: Collection[str]
+) -> None:
+    """Write those ``keys`` that ``result`` has into the checkpoint's own metadata, as measured on
+    ``data_name``. Raises UserError as ``check_recordable`` does."""
+    check_recordable(path)
     tensors, metadata = read_tensors(path)
-    if "kind" not in metadata:
-        raise UserError(f"{path} is not a checkpoint of this project: nothing is recorded in it")
-    metadata["measured"] = {**metadata.get("measured", {}), data_name: result}
+    kept = {key: result[key] for key in keys if key in result}
+    metadata["measured"] = {**metadata.get("measured", {}), data_name: kept}
     save_checkpoint(path, tensors, metadata)
 
 
 def load_checkpoint(path: str | Path, *kinds: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """(tensors, metadata) of a checkpoint of ours, of one of ``kinds``; UserError for others."""
+    """(tensors, metadata) of a checkpoint of this project, of one of ``kinds``; UserError for
+    others."""
     tensors, metadata = read_tensors(path)
+    check_kind(metadata, path, *kinds)
+    return tensors, metadata
+
+
+def check_kind(metadata: dict, path: str | Path, *kinds: str) -> None:
+    """UserError where ``metadata``, read from ``path``, is not of a checkpoint of ``kinds``."""
     if "kind" not in metadata:
         raise UserError(f"{path} is not a checkpoint of this project (it describes no model); "
                         "plain weights go to train --weights")
@@ -62,7 +87,6 @@ def load_checkpoint(path: str | Path, *kinds: str) -> tuple[dict[str, torch.Tens
     if metadata["kind"] not in kinds:
         raise UserError(f"{path} is a {metadata['kind']} checkpoint, a {' or '.join(kinds)} is "
                         "needed")
-    return tensors, metadata
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -72,23 +96,33 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     Pickles are read with ``weights_only=True`` alone: a file with code in it is refused unrun.
     """
     path = Path(path)
+    _check_exists(path)
+    if path.suffix != ".safetensors":
+        return without_prefix(_read_pickle(path), WRAPPERS, path), {}
+    with _opened(path) as (file, metadata):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return (tensors if metadata else without_prefix(tensors, WRAPPERS, path)), metadata
+
+
+def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; download_ckpt.sh fetches those that "
                         "ckpt/checkpoints.json lists")
     if not os.path.getsize(path):
         raise UserError(f"checkpoint {path} is empty; fetch or train it again")
-    if path.suffix != ".safetensors":
-        return without_prefix(_read_pickle(path), WRAPPERS, path), {}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
+    """(the open .safetensors file, what it says of itself, {} for a file of others); UserError
+    where the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
             metadata = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
+            yield file, metadata if isinstance(metadata, dict) else {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot read checkpoint {path} (truncated or not safetensors?): "
                         f"{one_line(error)}") from None
-    if not isinstance(metadata, dict) or not metadata:
-        return without_prefix(tensors, WRAPPERS, path), {}
-    return tensors, metadata
 
 
 def without_prefix(

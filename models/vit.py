@@ -6,22 +6,30 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from utils import UserError, one_line, warn
 
-import numpy as np
 import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 
 from data.transform import Transform
-from models.checkpoint import load_checkpoint, load_strict, read_tensors, rebuild, save_checkpoint
+from models.checkpoint import check_kind, load_strict, read_tensors, rebuild, save_checkpoint
 from models.foreign import ARGUMENTS, for_model, for_timm, foreign_vit, imagenet_or_numbers
 from models.hub import go_offline_without_network, local_file
 
 HEADS = ("head.", "head_dist.")
-MOST_LAYERS = 200  # a lying checkpoint could ask for a billion
+MOST_LAYERS = 200  # a wrong description could ask for a billion
+
+
+class Encoder(NamedTuple):
+    """A ViT without a head, how photos are prepared for it, and what rebuilds it."""
+
+    model: VisionTransformer
+    preprocessing: dict  # the fields of data.transform.Transform
+    architecture: dict  # {"name", "args"}: what timm.create_model is called with, and "norm_eps"
 
 
 @dataclass
@@ -29,11 +37,11 @@ class Classifier:
     """A ViT with what is needed to use it: preprocessing, label of each output, readable names."""
 
     model: VisionTransformer
-    preprocessing: dict  # the fields of data.Transform
+    preprocessing: dict  # the fields of data.transform.Transform
     classes: list[str]  # label of each logit, in order
     names: dict[str, str]  # label -> readable name, where known
-    architecture: dict  # {"name", "args"}: what timm.create_model is called with, and "norm_eps"
-    metadata: dict
+    architecture: dict  # as of an Encoder
+    metadata: dict  # of the checkpoint; {} for a model of another library
 
     @property
     def transform(self) -> Transform:
@@ -49,10 +57,11 @@ class Classifier:
                         f"{', '.join(self.name_of(known) for known in self.classes[:4])}")
 
     def with_model(self, model: VisionTransformer) -> Classifier:
-        """The same classifier around other weights, such as an average's."""
+        """The same classifier with other weights, such as a moving average."""
         return replace(self, model=model)
 
     def name_of(self, label: str) -> str:
+        """The readable name of a label; the label itself where there is none."""
         return self.names.get(label, label)
 
 
@@ -69,14 +78,14 @@ def build_classifier(
     pretrained: bool | None = None,
     weights: str | Path | None = None,
 ) -> Classifier:
-    """A ViT named as timm names it, or that of a file or ``hf:owner/name``, with a fresh head over
-    ``classes``.
+    """A ViT with a fresh head over ``classes``; ``name`` is timm's name, a file or
+    ``hf:owner/name``.
 
-    Weights are random, timm's for that name (``pretrained``: from the network or its cache), or a
-    file's: ``weights``, or the one in the name's place unless ``pretrained`` is False. A position
-    embedding of another grid is resampled (Dosovitskiy et al. 2021, Sec. 3.2); a head is kept only
-    from a checkpoint of ours over the same classes.
-    Raises UserError for what does not fit, naming the option.
+    Weights are random, timm's for that name (``pretrained``: from the network or its cache), or
+    those of the file ``weights``. Where ``name`` is a file, its weights are taken unless
+    ``pretrained`` is False. A position embedding of another grid is resampled (Dosovitskiy et al.
+    2021, Sec. 3.2). A head is kept only from a checkpoint of this project over the same classes.
+    Raises UserError that names the option which does not fit.
     """
     args = {key: value for key, value in
             {"img_size": image_size, "num_heads": num_heads, "drop_path_rate": drop_path}.items()
@@ -109,30 +118,34 @@ def save_classifier(path: str | Path, classifier: Classifier, **metadata) -> Non
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """The classifier that ``save_classifier`` wrote, or of another library's file, in float32 and
-    eval mode."""
+    """The classifier that ``save_classifier`` wrote, or that of another library's file, in float32
+    and eval mode. Raises UserError for a file that holds none."""
     tensors, metadata = read_tensors(path)
     if not metadata:
         return _load_foreign(tensors, Path(path))
-    tensors, metadata = load_checkpoint(path, "classifier")
+    check_kind(metadata, path, "classifier")
     architecture, classes, preprocessing = (
         metadata.get(key) for key in ("model", "classes", "preprocessing"))
     names = metadata.get("names", {})
     if not (isinstance(classes, list) and isinstance(names, dict)
             and all(isinstance(text, str) for text in (*classes, *names.values()))
             and len(set(classes)) == len(classes)):
-        raise UserError(f"{path} describes its labels wrongly; they must be different texts")
+        raise UserError(f"{path} describes its labels wrongly: they must be different strings; "
+                        "fetch or train it again")
     model = rebuild(lambda: described_vit(architecture, preprocessing, len(classes)), tensors, path)
     return Classifier(model, preprocessing, classes, names, architecture, metadata)
 
 
 def described_vit(architecture: dict, preprocessing: dict, classes: int = 0) -> VisionTransformer:
-    """The ViT that a checkpoint says it is of. Raises anything where it says so wrongly: timm would
-    fetch and read files for some arguments, so only the ViT's own pass."""
+    """The ViT that a checkpoint describes, with random weights.
+
+    May raise any exception on a wrong description. Only the arguments of timm's ViT reach timm,
+    since others would make it read or download files.
+    """
     args = {key: tuple(value) if isinstance(value, list) else value
             for key, value in architecture["args"].items()}
     if not set(args) <= ARGUMENTS or not 0 < args.get("depth", 1) <= MOST_LAYERS:
-        raise ValueError(f"no ViT is built with {one_line(str(args))[:200]}")
+        raise ValueError(f"a ViT does not take the arguments {one_line(str(args))[:200]}")
     model = _create(architecture["name"], False, num_classes=classes, **args)
     if tuple(preprocessing["size"]) != model.patch_embed.img_size:
         raise ValueError(f"photos of {preprocessing['size']} pixels for a ViT that takes "
@@ -141,6 +154,7 @@ def described_vit(architecture: dict, preprocessing: dict, classes: int = 0) -> 
 
 
 def _load_foreign(tensors: dict[str, torch.Tensor], path: Path) -> Classifier:
+    """The classifier in another library's file."""
     found = foreign_vit(tensors, path)
     model = _create(found.architecture["name"], False, num_classes=len(found.classes),
                     **found.architecture["args"])
@@ -150,18 +164,18 @@ def _load_foreign(tensors: dict[str, torch.Tensor], path: Path) -> Classifier:
 
 
 def average_classifiers(paths: Sequence[str | Path]) -> Classifier:
-    """One classifier with the mean of several ones' weights: a model soup (Wortsman et al. 2022).
+    """One classifier with the mean of all checkpoints' weights: a soup (Wortsman et al. 2022).
 
-    It costs what one costs and often does as well as their ensemble, where all were fine-tuned from
-    the same weights. Raises UserError where the files differ in more than weights.
+    It runs as fast as one model and is often as accurate as the ensemble, where all were fine-tuned
+    from the same weights. Raises UserError where the files differ in more than weights.
     """
     classifiers = [load_classifier(path) for path in paths]
     first = classifiers[0]
     for path, other in zip(paths, classifiers, strict=True):
         for field in ("architecture", "classes", "preprocessing"):
             if getattr(other, field) != getattr(first, field):
-                raise UserError(f"{path} and {paths[0]} differ in {field}; only weights of one "
-                                "model can be averaged")
+                raise UserError(f"{path} and {paths[0]} differ in {field}; give checkpoints of one "
+                                "architecture over the same classes")
     states = [classifier.model.state_dict() for classifier in classifiers]
     first.model.load_state_dict({key: sum(state[key] for state in states) / len(states)
                                  for key in states[0]})
@@ -172,11 +186,11 @@ def average_classifiers(paths: Sequence[str | Path]) -> Classifier:
 
 def build_vit(
     name: str, pretrained: bool = False, weights: str | Path | None = None, **args
-) -> tuple[VisionTransformer, dict, dict]:
-    """(a ViT without a head, its preprocessing, {"name", "args"} that rebuild it).
+) -> Encoder:
+    """A ViT without a head; ``name`` is timm's name, a file or ``hf:owner/name``.
 
-    Weights are random, timm's for that name (``pretrained``), or a file's, whose head is left out.
-    A file or ``hf:owner/name`` in the name's place brings its own.
+    Weights are random, timm's for that name (``pretrained``), or those of the file ``weights``,
+    whose head is left out. Where ``name`` is a file, its weights are taken. ``args`` go to timm.
     """
     name, described, prepared, file = _resolve(name)
     weights = weights or file
@@ -187,15 +201,16 @@ def build_vit(
         load_strict(model, {key: tensor for key, tensor in tensors.items()
                             if not key.startswith(HEADS)}, weights)
     preprocessing = _preprocessing(model, resolve_model_data_config(model) | prepared)
-    return model, preprocessing, {"name": name, "args": args}
+    return Encoder(model, preprocessing, {"name": name, "args": args})
 
 
 def open_vit(
     source: str | Path, pretrained: bool = False, weights: str | Path | None = None
 ) -> Classifier:
-    """A ViT to look into, with its own head: a file, ``hf:owner/name``, or any name of timm's.
+    """A ViT with its own head; ``source`` is a file, ``hf:owner/name``, or timm's name.
 
-    A name comes with timm's weights (``pretrained``), a file's, or, with a warning, random ones.
+    A model of timm's name gets timm's weights (``pretrained``), those of the file ``weights``, or
+    random ones, with a warning.
     """
     file = local_file(source)
     if file is not None:
@@ -212,8 +227,8 @@ def open_vit(
 
 
 def _resolve(name: str) -> tuple[str, dict, dict, Path | None]:
-    """What ``--model`` says -> (timm's name, its arguments, preprocessing, file with weights); the
-    last three are empty where it is timm's name alone."""
+    """timm's name, a file or ``hf:owner/name`` -> (timm's name, timm's arguments, preprocessing,
+    file with weights); the last three are empty where timm's name was given."""
     file = local_file(name)
     if file is None:
         return name, {}, {}, None
@@ -222,14 +237,15 @@ def _resolve(name: str) -> tuple[str, dict, dict, Path | None]:
 
 
 def _preprocessing(model: VisionTransformer, config: dict, **changes) -> dict:
+    """The fields of Transform for ``model``, from timm's or a file's ``config``."""
     return {"size": model.patch_embed.img_size, "mean": config["mean"], "std": config["std"],
             "resize": config.get("resize", "crop"), "crop_pct": config["crop_pct"],
             "interpolation": config["interpolation"], **changes}
 
 
 def _probe(name: str, **args) -> VisionTransformer:
-    """The model on the meta device: its shape without its memory. UserError for an unknown name or
-    a model of another family."""
+    """The model on the meta device, which has shapes but takes no memory. UserError for an unknown
+    name or a model of another family."""
     if not timm.is_model(name):
         known = timm.list_models(module="vision_transformer")
         close = difflib.get_close_matches(name, known, 4, 0) or known[:4]
@@ -250,24 +266,25 @@ def _probe(name: str, **args) -> VisionTransformer:
 def _check_arguments(
     name: str, model: VisionTransformer, image_size: int | None, num_heads: int | None
 ) -> None:
-    """Refuse what timm would answer with an assertion, or not at all."""
+    """UserError for what timm would refuse with a bare assertion, or silently ignore."""
     width, patch = model.embed_dim, model.patch_embed.patch_size
     if num_heads and width % num_heads:
         divisors = [n for n in range(1, width + 1) if width % n == 0 and width // n >= 8]
         raise UserError(f"--num-heads {num_heads} does not divide {name}'s width of {width}; "
                         f"these do: {' '.join(map(str, divisors))}")
     if image_size and any(image_size % side for side in patch):
-        raise UserError(f"--image-size {image_size} is no multiple of {name}'s {patch[0]}-pixel "
+        raise UserError(f"--image-size {image_size} is not a multiple of {name}'s {patch[0]}-pixel "
                         f"patches; try {max(round(image_size / patch[0]), 1) * patch[0]}")
 
 
 def _create(name: str, pretrained: bool, **args) -> VisionTransformer:
+    """timm's model of that name; UserError for what timm, the network or the hub refuses."""
     _probe(name)
     if pretrained:
         go_offline_without_network()
     try:
         return timm.create_model(name, pretrained=pretrained, **for_timm(args))
-    except (OSError, RuntimeError) as error:  # what hubs and networks raise
+    except (OSError, RuntimeError) as error:  # raised by the network and the hub
         if not pretrained:
             raise
         raise UserError(f"could not fetch the pretrained weights of {name} (no network?): "
@@ -277,7 +294,7 @@ def _create(name: str, pretrained: bool, **args) -> VisionTransformer:
 
 
 def _load_body(model: VisionTransformer, path: str | Path, classes: list[str]) -> None:
-    """Load everything but the head, and the head too where the file has it for ``classes``."""
+    """Load everything but the head; the head too where the file's is over the same ``classes``."""
     tensors, metadata = read_tensors(path)
     tensors = for_model(model, tensors, path)
     if metadata.get("classes") != classes:
@@ -285,33 +302,3 @@ def _load_body(model: VisionTransformer, path: str | Path, classes: list[str]) -
         fresh = {key: value for key, value in model.state_dict().items() if key.startswith(HEADS)}
         tensors.update(fresh)
     load_strict(model, tensors, path)
-
-
-# --- position embeddings ------------------------------------------------------------------------
-
-
-def position_embedding(
-    source: str | Path, pretrained: bool = False, weights: str | Path | None = None
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """((patches, C), (rows, cols)): what ``source`` adds to its patches, prefix tokens left out.
-
-    Raises UserError for a model without, such as one that knows positions by rotation of queries
-    and keys alone.
-    """
-    model = open_vit(source, pretrained, weights).model
-    embedding, grid = model.pos_embed, tuple(model.patch_embed.grid_size)
-    if embedding is None:
-        raise UserError(f"{source} has no position embedding to draw")
-    count = grid[0] * grid[1]
-    flat = embedding.detach().float().reshape(-1, embedding.shape[-1])
-    if not 0 <= len(flat) - count <= 16:
-        raise UserError(f"{source} has {len(flat)} position embeddings for {count} patches")
-    return flat[len(flat) - count:].numpy(), grid  # class, distillation and register tokens lead
-
-
-def sincos2d(like: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """The fixed two-dimensional sine-cosine embedding on ``grid``, as wide as ``like``
-    (patches, C); a C that does not divide by 4 is rounded up."""
-    width = -(-like.shape[1] // 4) * 4
-    embedding = timm.layers.build_sincos2d_pos_embed(list(grid), dim=width)
-    return embedding.float().numpy(), grid

@@ -20,7 +20,7 @@ from torch import nn
 
 from data.transform import Transform
 from models.attention import capture_attention
-from models.checkpoint import load_strict, read_tensors, record_measurement
+from models.checkpoint import load_strict, read_tensors, record_result
 from models.clip import open_clip
 from models.gpt2 import GPT2, from_gpt2, gpt2_config
 from models.vit import build_classifier, build_vit, load_classifier, open_vit, save_classifier
@@ -130,7 +130,7 @@ def test_a_vit_without_a_head_and_with_everything_unusual(tmp_path):
     assert not classifier.classes
     model, preprocessing, architecture = build_vit(str(tmp_path))  # as encoders are built
     torch.testing.assert_close(model(pixels), features[:, 0], **CLOSE)
-    rebuilt = build_vit(architecture["name"], **json.loads(json.dumps(architecture["args"])))[0]
+    rebuilt = build_vit(architecture["name"], **json.loads(json.dumps(architecture["args"]))).model
     load_strict(rebuilt, model.state_dict(), "itself")
     torch.testing.assert_close(rebuilt(pixels), features[:, 0], **CLOSE)
     assert preprocessing["resize"] == "squash" and preprocessing["size"] == (24, 40)
@@ -257,7 +257,7 @@ def test_wrong_and_mixed_files_are_named_with_their_keys(tmp_path, saved_tensors
 def test_nothing_is_recorded_in_a_file_of_others(tmp_path, saved_tensors):
     save_file(saved_tensors, tmp_path / "theirs.safetensors")
     with pytest.raises(UserError, match="not a checkpoint of this project"):
-        record_measurement(tmp_path / "theirs.safetensors", "photos", {"accuracy": 1.0})
+        record_result(tmp_path / "theirs.safetensors", "photos", {"accuracy": 1.0}, ["accuracy"])
 
 
 # --- CLIP ---------------------------------------------------------------------------------------
@@ -446,7 +446,7 @@ def test_names_on_the_hub(tmp_path, monkeypatch):
     assert time.monotonic() - start < 30, "the hub's own retries take longer"
     pixels = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(classifier.model(pixels), theirs(pixels).logits, **CLOSE)
-    assert build_vit("hf:some/vit")[0].embed_dim == 64
+    assert build_vit("hf:some/vit").model.embed_dim == 64
 
 
 # --- as a user runs it --------------------------------------------------------------------------

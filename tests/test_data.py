@@ -13,8 +13,14 @@ from conftest import make_photo
 from PIL import Image
 
 from data.batches import LabelledImages, read_batches
-from data.labels import hold_out_tenth, label_from_name, read_labels, sort_labels
-from data.photos import list_images, load_image
+from data.labels import (
+    hold_out_tenth,
+    label_from_name,
+    labelled_folders,
+    read_labels,
+    sort_labels,
+)
+from data.photos import list_images, load_image, refuse_unreadable, spread
 from data.transform import AUGMENTATIONS, Transform, augmentation
 
 HALF = (0.5, 0.5, 0.5)
@@ -41,6 +47,14 @@ def test_limit_spreads_over_the_classes(tmp_path):
             make_photo(tmp_path / f"{label}_{number}.png")
     chosen = list_images(tmp_path, limit=4)
     assert [path.name[0] for path in chosen] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("count, kept", [
+    (1, [0]), (2, [0, 3]), (3, [0, 2, 4]), (7, list(range(7))), (8, list(range(7))),
+    (None, list(range(7))),
+])
+def test_a_number_of_items_is_spread_evenly_and_in_order(count, kept):
+    assert spread(range(7), count) == kept
 
 
 @pytest.mark.parametrize("make, message", [
@@ -88,6 +102,19 @@ def test_the_held_out_tenth_is_fixed_and_balanced(tmp_path):
         hold_out_tenth(paths[:1], labels[:1])
 
 
+def test_labelled_folders_validate_on_a_folder_on_a_tenth_or_on_nothing(tmp_path):
+    for number in range(12):
+        make_photo(tmp_path / "train" / f"{number % 2}_{number}.png")
+    make_photo(tmp_path / "val" / "1_x.png")
+    names, labels = labelled_folders(tmp_path / "train", tmp_path / "val", False)[1]
+    assert [path.name for path in names] == ["1_x.png"] and labels == ["1"]
+    (paths, labels), (val_paths, val_labels) = labelled_folders(tmp_path / "train", None, True)
+    assert sorted(val_labels) == ["0", "1"] and len(paths) == len(labels) == 10
+    assert {*paths, *val_paths} == set(list_images(tmp_path / "train"))
+    (paths, _), val = labelled_folders(tmp_path / "train", None, False, limit=4)
+    assert len(paths) == 4 and val == ([], [])
+
+
 # --- photos -------------------------------------------------------------------------------------
 
 
@@ -132,6 +159,12 @@ def test_the_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
     assert np.asarray(load_image(tmp_path / "two.gif"))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_work_that_needs_every_photo_stops_at_the_first_unreadable_one(tmp_path):
+    refuse_unreadable([])
+    with pytest.raises(UserError, match="a.png cannot be read: empty file; repair or remove it"):
+        refuse_unreadable([(tmp_path / "a.png", "empty file"), (tmp_path / "b.png", "text")])
 
 
 def test_unreadable_files_have_a_short_reason(tmp_path):

@@ -23,10 +23,11 @@ from PIL import Image
 import p1_attn_map
 import p1_pos_embed_vis as positions
 from data.photos import list_images
-from data.transform import Transform
+from inference.arrays import npz_writer
 from metrics import faithfulness
 from models import attention
-from models.vit import load_classifier, position_embedding, sincos2d
+from models.positions import position_embedding, sincos2d
+from models.vit import load_classifier
 
 MAP, POSITIONS = "p1_attn_map.py", "p1_pos_embed_vis.py"
 CPU = ["--device", "cpu", "--precision", "fp32"]
@@ -54,7 +55,7 @@ def test_each_photo_has_its_own_map_and_figure(tmp_path, photos, checkpoint, her
     assert kept["filenames"].tolist() == [path.name for path in paths]
     assert kept["maps"].shape == (3, 1, 2, 2) and printed["grid"] == [2, 2]
     classifier = load_classifier(checkpoint)
-    transform = Transform.from_fields(classifier.preprocessing)
+    transform = classifier.transform
     for path, ours, row in zip(paths, kept["maps"], printed["images"], strict=True):
         pixels = torch.from_numpy(transform.load(path).copy())[None]
         alone, logits = attention.attention_maps(
@@ -132,6 +133,9 @@ def test_deletion_of_a_model_that_uses_one_patch():
     (["--images", "photos", "--layer", "9"], 1, "layer 9 does not exist"),
     (["--images", "photos", "--heads", "each", "--method", "rollout"], 1, "mixes the heads"),
     (["--images", "photos", "--method", "relevance", "--class", "dog"], 1, "no class dog"),
+    (["--images", "photos", "--class", "0"], 1, "--class goes with --method relevance"),
+    (["--images", "photos", "--faithfulness", "--npz", "x.npz"], 1, "--npz has no effect with"),
+    (["--images", "photos", "--faithfulness", "--layer", "0"], 1, "--layer has no effect with"),
     (["--images", "photos", "--method", "magic"], 2, "--method"),
     (["--images", "twins"], 1, "would both be a"),
     (["--images", "photos", "--output", "photos"], 1, "would replace a photo"),
@@ -167,6 +171,37 @@ def test_unreadable_photos_are_named(tmp_path, checkpoint, here):
                   *CPU)
     assert result.returncode == 3 and "bad.jpg: not an image" in result.stderr
     assert len(json.loads(result.stdout)["images"]) == 3
+
+
+def test_many_photos_are_on_several_sheets(tmp_path, checkpoint, here, monkeypatch):
+    monkeypatch.setattr(p1_attn_map, "SHEET", 2)
+    folder = make_folder(tmp_path / "photos", 1)
+    result = here("--images", folder, "--output", tmp_path / "out", "--checkpoint", checkpoint,
+                  *CPU)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "out").glob("sheet*")} == {
+        "sheet_1.png", "sheet_2.png"}
+
+
+def test_arrays_are_written_whole_or_not_at_all(tmp_path, capsys):
+    arrays = {"a": np.eye(2), "names": np.array(["x", "é"]), "one": np.array(7)}
+    with npz_writer(tmp_path / "new" / "x.npz") as keep:
+        for name, array in arrays.items():
+            keep(name, array)
+        assert not (tmp_path / "new" / "x.npz").exists()
+    assert "x.npz" in capsys.readouterr().err
+    with np.load(tmp_path / "new" / "x.npz") as kept:
+        assert kept.files == list(arrays)
+        assert all(np.array_equal(kept[name], array) for name, array in arrays.items())
+    with pytest.raises(KeyError), npz_writer(tmp_path / "y.npz") as keep:
+        keep("a", arrays["a"])
+        raise KeyError("in the middle")
+    with npz_writer(None) as keep:
+        keep("a", arrays["a"])
+    with npz_writer(tmp_path / "quiet.npz", quiet=True) as keep:
+        keep("a", arrays["a"])
+    assert not capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "quiet.npz"]
 
 
 # --- position embeddings ------------------------------------------------------------------------
@@ -215,8 +250,8 @@ def test_similarity_and_structure_equal_a_loop():
 
 
 def test_a_fixed_sine_cosine_embedding_has_the_cross():
-    embedding, grid = sincos2d(np.zeros((196, 192)), (14, 14))
-    numbers = positions.structure(positions.cosine_similarity(embedding), grid)
+    embedding = sincos2d(190, (14, 14))
+    numbers = positions.structure(positions.cosine_similarity(embedding), (14, 14))
     assert embedding.shape == (196, 192)
     assert numbers["same_row"] > numbers["elsewhere"] < numbers["same_column"]
 
@@ -263,6 +298,8 @@ def test_the_tile_of_a_patch_is_at_its_place_with_one_scale(tmp_path, monkeypatc
     (["--checkpoint", "gone.safetensors"], 1, "gone.safetensors does not exist"),
     (["--model", "nobody"], 1, "timm knows no vision transformer nobody"),
     (["--tiles"], 2, "--tiles"),
+    *[([option, "cpu"], 2, option) for option in (
+        "--device", "--precision", "--batch-size", "--limit", "--seed")],
 ])
 def test_positions_bad_input_gets_one_line(tmp_path, capsys, monkeypatch, words, status, message):
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from functools import partial
 
+from utils import print_some
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,6 @@ from PIL import Image
 
 import p1_vit_classify
 from data.photos import list_images
-from data.transform import Transform
 from metrics import accuracy
 from models.vit import load_classifier
 
@@ -51,7 +52,7 @@ def read_csv(path):
 def reference_probabilities(checkpoint, paths):
     """Photo by photo, without the project's batches."""
     classifier = load_classifier(checkpoint)
-    transform = Transform.from_fields(classifier.preprocessing)
+    transform = classifier.transform
     rows = []
     for path in paths:
         pixels = torch.from_numpy(transform(Image.open(path).convert("RGB")).copy())
@@ -95,6 +96,15 @@ def test_file_names_that_are_not_utf8_survive(tmp_path, checkpoint, here):
                   checkpoint, *CPU)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "o.csv").read_bytes().splitlines()[1].split(b",")[0] == name
+
+
+def test_a_long_list_is_printed_in_part(capsys):
+    print_some([f"line {number}" for number in range(20)], "out.csv")
+    assert capsys.readouterr().out.splitlines() == [f"line {number}" for number in range(20)]
+    print_some([f"caf\udce9 {number}" for number in range(23)], "out.csv")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "caf\ufffd 0" and lines[19:] == [
+        "caf\ufffd 19", "… and 3 more in out.csv"]
 
 
 def test_every_awkward_photo_is_labelled(tmp_path, checkpoint):
@@ -193,11 +203,11 @@ def test_average_is_the_mean_of_the_weights(tmp_path, here):
 def test_eval_records_its_result_in_the_checkpoint(tmp_path, photos, here):
     file = write_classifier(tmp_path / "a.safetensors")
     before = load_classifier(file).model.state_dict()
-    result = here("eval", "--images", photos, "--checkpoint", file, "--record", "made-up photos",
+    result = here("eval", "--images", photos, "--checkpoint", file, "--record", "random photos",
                   *CPU)
     after = load_classifier(file)
-    measured = after.metadata["measured"]["made-up photos"]
-    assert measured["accuracy"] == json.loads(result.stdout)["accuracy"]
+    printed, measured = json.loads(result.stdout), after.metadata["measured"]["random photos"]
+    assert measured == {key: printed[key] for key in p1_vit_classify.RECORDED}
     assert all(torch.equal(before[key], value) for key, value in after.model.state_dict().items())
 
 
@@ -242,15 +252,17 @@ def test_training_learns_and_the_checkpoint_describes_itself(tmp_path, here):
     (tmp_path / "id2label.json").write_text('{"0": "red", "1": "green", "2": "blue"}')
     out = tmp_path / "out"
     result = run_script(SCRIPT, "train", "--train", train, "--val", val, "--out", out, *TINY_RUN,
-                        "--about", "made-up photos, CC0")
+                        "--about", "random photos, CC0")
     assert result.returncode == 0, result.stderr
     best = load_classifier(out / "best.safetensors")
-    assert best.names["2"] == "blue" and best.metadata["about"] == "made-up photos, CC0"
+    assert best.names["2"] == "blue" and best.metadata["about"] == "random photos, CC0"
     assert best.metadata["trained_on"] == {"folder": "train", "images": 36}
     assert best.metadata["recipe"]["lr"] == 1e-3 and best.metadata["metrics"]["val_accuracy"] == 1
     assert str(tmp_path) not in json.dumps(best.metadata)
-    judged = here("eval", "--images", val, "--checkpoint", out / "best.safetensors", *CPU)
-    assert json.loads(judged.stdout)["accuracy"] == 1
+    assert "best.safetensors" in result.stderr and "curves.png" in result.stderr
+    assert min(Image.open(out / "curves.png").size) > 300
+    evaluated = here("eval", "--images", val, "--checkpoint", out / "best.safetensors", *CPU)
+    assert json.loads(evaluated.stdout)["accuracy"] == 1
 
 
 def test_freeze_trains_the_head_alone(tmp_path, here):
@@ -325,7 +337,9 @@ def test_sweep_makes_one_table_and_one_figure(tmp_path):
 @pytest.mark.parametrize("words, status, message", [
     ([], 2, "COMMAND"),
     (["predict"], 2, "--output"),
-    (["predict", "--output", "o.csv", "--batch-size", "0"], 2, "--batch-size: must be a whole number"),
+    (["predict", "--output", "o.csv", "--resume"], 2, "--resume"),
+    (["predict", "--output", "o.csv", "--batch-size", "0"], 2,
+     "--batch-size: must be a whole number"),
     (["train", "--train", "x"], 2, "--out"),
     (["train", "--train", "x", "--out", "y", "--label-smoothing", "2"], 2, "--label-smoothing"),
     (["train", "--train", "x", "--out", "y", "--augment", "twirl"], 2, "--augment"),
@@ -346,8 +360,14 @@ def test_sweep_makes_one_table_and_one_figure(tmp_path):
     (["eval", "--images", "odd", "--checkpoint", "ok.safetensors"], 1, "label 99 in odd is none"),
     (["eval", "--images", "unlabelled"], 1, "photo.png carries no label"),
     (["eval", "--images", "photos", "--labels", "no.csv"], 1, "cannot read no.csv"),
+    (["eval", "--images", "photos", "--record", "photos", "--model", "test_vit"], 1,
+     "test_vit is not a checkpoint of this project"),
+    (["eval", "--images", "photos", "--record", "photos", "--checkpoint", "a", "b"], 1,
+     "--record takes one checkpoint"),
+    (["sweep", "--train", "photos", "--out", "y", "--vary", "lr=1"], 1, "give --val DIR"),
     (["train", "--train", "photos", "--val", "odd", "--out", "y"], 1, "label 99 in odd is none"),
-    (["train", "--train", "bad2", "--out", "y"], 1, "mend or remove it"),
+    (["train", "--train", "bad2", "--out", "y"], 1,
+     "bad2/0_x.jpg cannot be read: not an image; repair or remove it"),
     (["train", "--train", "photos", "--names", "broken.json", "--out", "y"], 1, "not valid JSON"),
     (["train", "--train", "photos", "--names", "list.json", "--out", "y"], 1, "JSON object"),
 ])

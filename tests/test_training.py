@@ -3,23 +3,38 @@ as a user runs them."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 
 from utils import UserError
 
 import pytest
 import torch
-from conftest import ROOT, TINY, finished, make_folder, run_inside, run_script
+from conftest import (
+    ROOT,
+    TINY,
+    error_lines,
+    finished,
+    make_folder,
+    make_photo,
+    run_inside,
+    run_script,
+    write_classifier,
+)
 
 import p1_vit_classify
 from training import loop
-from training.loop import EpochSampler, Recipe, Task, lr_factor
+from training.classify import train_classifier
+from training.loop import Diverged, EpochSampler, Task, lr_factor
+from training.recipe import Recipe
 
 
 class Points:
@@ -45,17 +60,19 @@ def linear():
 
 
 def squared_error(model, batch):
-    return ((model(batch[0]) - batch[1]) ** 2).mean(), 0
+    errors = model(batch[0]) - batch[1]
+    return (errors ** 2).mean(), {"error": errors.abs().mean().item()}
 
 
 def fit(tmp_path, model, points=None, resume=False, **options):
     recipe = Recipe(**{"epochs": 1, "batch_size": 4, "schedule": "constant", "warmup": 0,
-                                "clip_norm": 0, "workers": 0, "lr": 0.1, **options})
+                       "clip_norm": 0, "workers": 0, "lr": 0.1, **options})
     task = Task(
         dataset=points or Points(), groups=[{"params": list(model.parameters())}],
         prepare=tuple, loss=squared_error, evaluate=lambda model, accelerator: {},
         save=lambda path, model, row: path.write_text(str(row["epoch"])), select=None)
-    return loop.fit(model, task, recipe, tmp_path / "out", resume)
+    args = argparse.Namespace(**asdict(recipe), out=tmp_path / "out", resume=resume)
+    return loop.fit_recipe(model, task, recipe, args)
 
 
 def batches_of(points, recipe_seed=0, batch_size=4, epoch=0):
@@ -157,7 +174,7 @@ def test_processes_share_each_batch(size):
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
-    with pytest.raises(UserError, match="lower --lr"):
+    with pytest.raises(Diverged, match="lower --lr"):
         fit(tmp_path, linear(), optimizer="sgd", lr=1e30, epochs=9)
 
 
@@ -165,7 +182,7 @@ def test_a_finished_training_is_neither_overwritten_nor_mixed_with_another(tmp_p
     fit(tmp_path, linear())
     with pytest.raises(UserError, match="holds a training already: give --resume"):
         fit(tmp_path, linear())
-    with pytest.raises(UserError, match="trained with lr 0.1, not 0.2"):
+    with pytest.raises(UserError, match="trained with --lr 0.1, not 0.2"):
         fit(tmp_path, linear(), resume=True, lr=0.2)
     (tmp_path / "out" / "last.pt").write_bytes(b"damaged")
     with pytest.raises(UserError, match="cannot resume from"):
@@ -256,9 +273,91 @@ def test_two_processes_train_one_model(tmp_path, capsys):
         for key in ("train_loss", "val_loss"):
             assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-3)
 
-    judged = run_inside(p1_vit_classify, "eval", "--images", val_folder, "--checkpoint",
-                        tmp_path / "two" / "last.safetensors", *CPU, capsys=capsys)
-    result = json.loads(judged.stdout)
+    evaluated = run_inside(p1_vit_classify, "eval", "--images", val_folder, "--checkpoint",
+                           tmp_path / "two" / "last.safetensors", *CPU, capsys=capsys)
+    result = json.loads(evaluated.stdout)
     assert result["total"] == 9
     assert result["correct"] == int(histories[0][-1]["val_correct"])
     assert result["loss"] == pytest.approx(float(histories[0][-1]["val_loss"]), rel=5e-3)
+
+
+# --- what a resume must repeat ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a finished training in ``out``, and other photos and weights beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_folder(folder / "photos", 2)
+    make_folder(folder / "more", 3)
+    make_folder(folder / "val", 1, seed=1)
+    make_folder(folder / "more_val", 2, seed=1)
+    for label in range(3):
+        make_photo(folder / "other" / f"{5 + label}_0.png", label)
+    names = sorted(path.name for path in (folder / "photos").iterdir())
+    for name, labels in (("same.csv", "001122"), ("moved.csv", "012012")):
+        rows = [*zip(names, labels, strict=True), *((f"{n}_000.png", n) for n in range(3))]
+        (folder / name).write_text("filename,label\n" + "".join(
+            f"{file},{label}\n" for file, label in dict(rows).items()))
+    for seed, name in enumerate(("start.safetensors", "elsewhere.safetensors")):
+        write_classifier(folder / name, seed=seed)
+    train_classifier(p1_vit_classify.make_parser().parse_args(train_words(folder)))
+    return folder
+
+
+def train_words(folder, **changes):
+    """The words of a training in ``folder``; ``changes`` by option, None to leave one out."""
+    words = {"train": folder / "photos", "val": folder / "val", "out": folder / "out",
+             "weights": folder / "start.safetensors", "model": TINY, "image-size": 32, "epochs": 1,
+             "batch-size": 4, "workers": 0, "device": "cpu", "precision": "fp32"}
+    words |= {name.replace("_", "-"): value for name, value in changes.items()}
+    return ["train", *(str(word) for name, value in words.items()
+                       for word in (f"--{name}", value) if word is not True)]
+
+
+@pytest.mark.parametrize("changes, option, before, now", [
+    ({"mixup": 0.5}, "--mixup", "0.0", "0.5"),
+    ({"layer_decay": 0.5}, "--layer-decay", "1.0", "0.5"),
+    ({"crop_pct": 0.5}, "--crop-pct", "None", "0.5"),
+    ({"balance": True}, "--balance", "False", "True"),
+    ({"freeze": True}, "--freeze", "False", "True"),
+    ({"no_pretrained": True}, "--pretrained", "None", "False"),
+    ({"image_size": 48}, "--image-size", "32", "48"),
+    ({"model": "test_vit2", "no_pretrained": True}, "--model", "test_vit", "test_vit2"),
+    ({"augment": "none"}, "--augment", "crop flip", "none"),
+    ({"label_smoothing": 0}, "--label-smoothing", "0.1", "0.0"),
+    ({"resize": "squash"}, "--resize", "crop", "squash"),
+    ({"drop_path": 0.1}, "--drop-path", "0.0", "0.1"),
+    ({"limit": 3}, "--limit", "None", "3"),
+    ({"epochs": 2}, "--epochs", "1", "2"),
+    ({"seed": 1}, "--seed", "0", "1"),
+    ({"train": "other", "val": "other"}, "classes in order", "0 1 2", "5 6 7"),
+    ({"train": "more"}, "training photos", "6 (digest ", "9 (digest "),
+    ({"labels": "moved.csv"}, "training photos", "6 (digest ", "6 (digest "),
+    ({"val": "more_val"}, "validation photos", "3 (digest ", "6 (digest "),
+    ({"weights": "elsewhere.safetensors"}, "starting weights", "", ""),
+])
+def test_a_resume_that_would_train_differently_is_refused(
+        trained, capsys, changes, option, before, now):
+    paths = {name: trained / value for name, value in changes.items()
+             if name in ("train", "val", "labels", "weights")}
+    kept = (trained / "out" / "last.pt").read_bytes()
+    result = run_inside(p1_vit_classify, *train_words(trained, **changes | paths), "--resume",
+                        capsys=capsys)
+    assert result.returncode == 1, result.stderr
+    line, = error_lines(result)
+    found = line.partition("it was trained with ")[2].partition(";")[0]
+    assert found.startswith(f"{option} {before}") and f", not {now}" in found, line
+    assert (trained / "out" / "last.pt").read_bytes() == kept
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"workers": 1}, {"about": "another text"}, {"labels": "same.csv"}])
+def test_a_resume_may_differ_in_what_changes_no_weight(trained, tmp_path, capsys, changes):
+    shutil.copytree(trained, tmp_path / "moved")
+    paths = {name: tmp_path / "moved" / value for name, value in changes.items()
+             if name == "labels"}
+    words = train_words(tmp_path / "moved", **changes | paths)
+    result = run_inside(p1_vit_classify, *words, "--resume", capsys=capsys)
+    assert result.returncode == 0, result.stderr
+    assert "after epoch 1" in result.stderr

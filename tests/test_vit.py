@@ -13,8 +13,14 @@ import torch
 from conftest import CLASSES, TINY, write_classifier
 from safetensors.torch import save_file
 
-from models.checkpoint import load_strict, read_tensors, save_checkpoint
-from models.vit import build_classifier, load_classifier
+from models.checkpoint import (
+    check_recordable,
+    load_strict,
+    read_tensors,
+    record_result,
+    save_checkpoint,
+)
+from models.vit import build_classifier, build_vit, load_classifier
 
 
 def test_a_checkpoint_gives_the_logits_of_the_model_that_was_saved(checkpoint):
@@ -64,7 +70,7 @@ def test_a_head_is_kept_only_over_the_same_classes(checkpoint):
     ("vit_of_nobody", {}, "timm knows no vision transformer vit_of_nobody; the nearest .* vit_"),
     ("resnet18", {}, "resnet18 is a ResNet, not of timm's"),
     (TINY, {"num_heads": 5}, "--num-heads 5 does not divide test_vit's width of 64"),
-    (TINY, {"image_size": 50}, "--image-size 50 is no multiple .* try 48"),
+    (TINY, {"image_size": 50}, "--image-size 50 is not a multiple .* try 48"),
     (TINY, {"weights": "nowhere.pth"}, "nowhere.pth does not exist"),
 ])
 def test_what_does_not_fit_is_named(name, options, message):
@@ -132,6 +138,37 @@ def test_metadata_that_lies_gets_one_line(tmp_path, checkpoint):
         save_checkpoint(tmp_path / "lie.safetensors", tensors, {**metadata, **change})
         with pytest.raises(UserError, match="lie.safetensors|does not take these arguments"):
             load_classifier(tmp_path / "lie.safetensors")
+
+
+def test_an_encoder_is_a_vit_without_its_head(checkpoint):
+    encoder = build_vit(TINY, weights=checkpoint, img_size=32)
+    theirs = load_classifier(checkpoint).model
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(encoder.model(images), theirs.forward_head(
+        theirs.forward_features(images), pre_logits=True))
+    assert encoder.architecture == {"name": TINY, "args": {"img_size": 32}}
+    assert encoder.preprocessing["size"] == (32, 32)
+
+
+def test_results_are_recorded_in_checkpoints_of_this_project_alone(tmp_path):
+    path = write_classifier(tmp_path / "a.safetensors")
+    check_recordable(path)
+    for data, correct in (("val", 7), ("test", 8)):
+        record_result(path, data, {"correct": correct, "total": 9, "images": "x"},
+                      ("correct", "total", "absent"))
+    measured = read_tensors(path)[1]["measured"]
+    assert measured == {"val": {"correct": 7, "total": 9}, "test": {"correct": 8, "total": 9}}
+    torch.save({"w": torch.zeros(1)}, tmp_path / "plain.pth")
+    for source, message in (
+            (_plain(tmp_path / "plain.safetensors"), "is not a checkpoint of this project"),
+            (tmp_path / "plain.pth", "is not a checkpoint of this project"),
+            (TINY, "is not a checkpoint of this project"),
+            (tmp_path / "none.safetensors", "does not exist"),
+            (_write(tmp_path / "cut.safetensors", path.read_bytes()[:5000]), "cannot read")):
+        with pytest.raises(UserError, match=message):
+            check_recordable(source)
+        with pytest.raises(UserError, match=message):
+            record_result(source, "val", {"correct": 1}, ["correct"])
 
 
 def test_other_libraries_can_read_the_file_and_its_description(checkpoint):

@@ -92,7 +92,8 @@ def add_classifier_training(parser: argparse.ArgumentParser) -> None:
     validation.add_argument("--val", metavar="DIR", help="photos that choose the best epoch")
     validation.add_argument("--hold-out", action="store_true",
                             help="validate on a tenth of --train, equally many of each label")
-    parser.add_argument("--labels", metavar="CSV", help="filename,label; else names carry it")
+    parser.add_argument("--labels", metavar="CSV",
+                        help="filename,label (default: the labels in the file names)")
     parser.add_argument("--names", metavar="JSON",
                         help="label to name (default: id2label.json in --train or beside it)")
 
@@ -108,9 +109,9 @@ def add_classifier_training(parser: argparse.ArgumentParser) -> None:
                        help="centre crop, or the whole photo made square")
     model.add_argument("--crop-pct", type=share, metavar="SHARE",
                        help="share of the shorter side that the centre crop keeps")
-    model.add_argument("--num-heads", type=positive_int, metavar="N", help="heads a layer")
+    model.add_argument("--num-heads", type=positive_int, metavar="N", help="heads in each layer")
     model.add_argument("--drop-path", type=fraction, default=0.0, metavar="RATE",
-                       help="stochastic depth")
+                       help="rate of stochastic depth")
     model.add_argument("--freeze", action="store_true", help="train the head only")
 
     recipe = add_recipe_options(parser)
