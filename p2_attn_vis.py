@@ -7,34 +7,36 @@
   python3 p2_attn_vis.py --model catr --weights FILE --vocab vocab.txt
 
 Writes <stem>.png for each photo: the photo titled <start>, then an overlay for each word of its
-caption, the last for <end>; and numbers to stdout, as JSON. About a second for a photo.
+caption, the last one titled <end>. Prints numbers to stdout, as JSON. Takes about a second a photo.
 
-A word's map is the cross-attention of the query that produced it, the one that stands at the token
-before, in the last decoder layer (--layer): the mean over its heads, or a row of panels for each
+A word's map is the cross-attention of the query that produced it, which stands at the token before
+it, in the last decoder layer (--layer): the mean over its heads, or a row of panels for each head
 (--heads each). A word of several tokens has the mean of their maps. --captions draws any captions
-as if the model had written them, so that a wrong one can be inspected too. A caption that fills all
-the places of the decoder has no <end>; a given one that is longer is cut there, with a warning.
+as if the model had written them, so that you can also inspect a wrong one. A caption that fills all
+positions of the decoder has no <end>; a given caption that is longer is cut there, with a warning.
 --best-worst draws the captions of highest and lowest CLIPScore beside their references, and writes
-ranking.csv of all. --npz keeps for each image the array <stem> (words, rows, cols), with --heads
-each (heads, words, rows, cols), and the words, <end> included, in <stem>.words.
+ranking.csv of all captions. --npz keeps two arrays for each image: <stem> (words, rows, cols), with
+--heads each (heads, words, rows, cols), and <stem>.words, the words with <end>.
 
-How to read the figure: dark blue is 0, yellow the 97th percentile of all its maps and all above it,
-one scale for all words; grey was cut off before the model saw the photo. Words such as "of" follow
-from the words before them, and their maps say little. Attention says where the decoder gathers
-from, not why it chose the word; and as the encoder has mixed all patches, what it gathers there may
-be of elsewhere. "entropy_bits" is small for a pointed map, "entropy_share" is it over log2 of the
-number of patches, its most; "peak" is the patch that draws most.
+How to read the figure: dark blue is 0; yellow is the 97th percentile of all maps in the figure, and
+everything above it; all words share this scale. Grey was cut off before the model saw the photo.
+Words such as "of" follow from the words before them, and their maps say little. Attention says from
+where the decoder takes information, not why it chose the word; and since the encoder has mixed all
+patches, the information at a patch may come from another one. "entropy_bits" is small for a map
+with a sharp peak; "entropy_share" is its share of the largest possible entropy, log2 of the number
+of patches; "peak" is the patch with the most attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
+    Compute,
     UserError,
     check_writable,
     printable,
@@ -55,10 +57,14 @@ from data.photos import (
     refuse_to_replace,
     report_unreadable,
 )
-from data.transform import Transform
 from figures import maps
 from inference.arrays import npz_writer
-from inference.options import add_captioner_options, add_run_options, add_search_options
+from inference.options import (
+    BATCH_SIZES,
+    add_captioner_options,
+    add_run_options,
+    add_search_options,
+)
 
 HERE = Path(__file__).resolve().parent
 END = "<end>"
@@ -89,11 +95,33 @@ def given_captions(captioner, paths: Sequence[Path], file: str | Path) -> Texts:
     return texts
 
 
-def word_maps(captioner, memory, rows: Sequence[Sequence[int]], layer: int) -> list[tuple]:
-    """For each image's ids (words, maps (heads, words, grid rows, grid cols) float32).
+def captioned_batches(
+    captioner, paths: Sequence[Path], texts: Texts | None, search, compute: Compute,
+    unreadable: list, title: str = "attention",
+) -> Iterator[tuple[list[tuple[Path, str, list[int]]], object]]:
+    """Yield ([(path, caption, its ids)], memory) batch by batch. Where ``texts`` is None, the
+    captioner writes the captions. (path, reason) of unreadable files go to ``unreadable``.
 
-    A word's map is what the queries that wrote its tokens saw, in float32 whatever the precision
-    of ``memory``. Raises RuntimeError for a map that is not finite or does not sum to 1.
+    Raises UserError where no file can be read.
+    """
+    from inference.caption import encoded_batches
+
+    for names, memory in encoded_batches(captioner, paths, compute, unreadable, title):
+        batch = ([texts[path] for path in names] if texts is not None
+                 else written_captions(captioner, memory, search))
+        yield [(path, *text) for path, text in zip(names, batch, strict=True)], memory
+    if len(unreadable) == len(paths):
+        report_unreadable((), unreadable)
+
+
+def word_maps(
+    captioner, memory, rows: Sequence[Sequence[int]], layer: int
+) -> list[tuple[list[str], np.ndarray]]:
+    """For each image's ids: its words, and their maps (heads, words, grid rows, grid cols) float32.
+
+    A word's map is the cross-attention of the queries that produced its tokens, computed in float32
+    whatever the precision of ``memory``. Raises RuntimeError for a map that is not finite or does
+    not sum to 1.
     """
     import torch
 
@@ -112,60 +140,47 @@ def word_maps(captioner, memory, rows: Sequence[Sequence[int]], layer: int) -> l
         words = tokenizer.words(ids)
         if ids[-1] == tokenizer.end_id:
             words.append((END, [len(ids) - 1]))
-        words = words or [("", list(range(len(ids))))]  # spaces alone
-        maps = torch.stack([heads[:, places].mean(1) for _, places in words], 1)
-        maps = maps[..., :grid[0] * grid[1]]  # without what pads a smaller grid
-        found.append(([word for word, _ in words], maps.unflatten(-1, grid).numpy()))
+        words = words or [("", list(range(len(ids))))]  # a caption of spaces only
+        each = torch.stack([heads[:, positions].mean(1) for _, positions in words], 1)
+        each = each[..., :grid[0] * grid[1]]  # without the padding of a smaller grid
+        found.append(([word for word, _ in words], each.unflatten(-1, grid).numpy()))
     return found
 
 
-def numbers(maps: np.ndarray) -> list[dict]:
-    """Maps (words, rows, cols) -> for each word how pointed its map is, and where it peaks."""
+def numbers(grids: np.ndarray) -> list[dict]:
+    """Maps (words, rows, cols) -> each word's entropy and the peak of its map."""
     import torch
 
     from models.attention import entropy
 
-    cells = max(maps[0].size, 2)
-    peaks = [np.unravel_index(grid.argmax(), grid.shape) for grid in maps]
+    cells = max(grids[0].size, 2)
+    peaks = [np.unravel_index(grid.argmax(), grid.shape) for grid in grids]
     return [{"entropy_bits": round(bits, 4), "entropy_share": round(bits / np.log2(cells), 4),
              "peak": {"row": int(row), "col": int(col), "share": round(float(grid[row, col]), 4)}}
-            for grid, bits, (row, col) in zip(maps, entropy(torch.from_numpy(maps)).tolist(), peaks,
-                                              strict=True)]
+            for grid, bits, (row, col) in zip(
+                grids, entropy(torch.from_numpy(grids)).tolist(), peaks, strict=True)]
 
 
-def clip_scorer(args):
-    """A function (paths, captions) -> CLIPScore of each photo with its caption (N,), by --clip
-    (Hessel et al. 2021)."""
+def clip_scorer(source: str, compute: Compute):
+    """A function (paths, captions) -> CLIPScore of each photo with its caption, (N,), computed with
+    the CLIP ``source`` (Hessel et al. 2021)."""
     from inference.scoring import caption_scores
     from models.clip import open_clip
 
-    clip = open_clip(args.clip).to(args.device)
-    return lambda paths, texts: caption_scores(clip, paths, texts, args, prefix="")[0]
+    clip = open_clip(source).to(compute.device)
+    return lambda paths, texts: caption_scores(clip, paths, texts, compute, prefix="")[0]
 
 
 # --- commands -----------------------------------------------------------------------------------
 
 
-def captioned_batches(captioner, paths, args, texts: Texts | None, unreadable, title="attention"):
-    """Yield ([(path, caption, its ids)], memory) batch by batch; ``texts`` None: the captioner's
-    own captions."""
-    from inference.caption import encoded_batches, search_from
-
-    for names, memory in encoded_batches(captioner, paths, args, unreadable, title):
-        batch = ([texts[path] for path in names] if texts is not None
-                 else written_captions(captioner, memory, search_from(args)))
-        yield [(path, *text) for path, text in zip(names, batch, strict=True)], memory
-    if len(unreadable) == len(paths):
-        report_unreadable((), unreadable)
-
-
-def draw_all(captioner, paths, args, texts, unreadable, prefix="", notes=()) -> list[dict]:
-    """Write the figures, ``notes`` under their titles; returns their rows for stdout."""
-    transform = Transform.from_fields(captioner.preprocessing)
+def draw_all(captioner, batches: Iterable, args, prefix="", notes=()) -> list[dict]:
+    """Write a figure for each image of ``captioned_batches``, with ``notes`` under its title;
+    returns their rows for stdout."""
     layer = "last layer" if args.layer == -1 else f"layer {args.layer}"
     rows, each = [], args.heads == "each"
     with npz_writer(args.npz) as keep:
-        for batch, memory in captioned_batches(captioner, paths, args, texts, unreadable):
+        for batch, memory in batches:
             found = word_maps(captioner, memory, [ids for *_, ids in batch], args.layer)
             for (path, text, ids), (words, heads) in zip(batch, found, strict=True):
                 mean = heads.mean(0)
@@ -175,8 +190,8 @@ def draw_all(captioner, paths, args, texts, unreadable, prefix="", notes=()) -> 
                          + ("each head" if each else f"mean of {len(heads)} heads"))
                 figure = Path(args.output) / f"{prefix}{path.stem}.png"
                 maps.word_panels(photo, heads if each else mean[None],
-                                    transform.box(*photo.size), words,
-                                    [read + " …" * (words[-1] != END), about, *notes], figure)
+                                 captioner.transform.box(*photo.size), words,
+                                 [read + " …" * (words[-1] != END), about, *notes], figure)
                 keep(path.stem, heads if each else mean)
                 keep(f"{path.stem}.words", np.array(words))
                 described = [{"word": word, **row} for word, row
@@ -189,26 +204,30 @@ def draw_all(captioner, paths, args, texts, unreadable, prefix="", notes=()) -> 
     return rows
 
 
-def draw_best_and_worst(captioner, paths, args, texts, unreadable) -> dict:
+def draw_best_and_worst(captioner, paths, texts, args, compute, unreadable) -> dict:
     """Rank all captions by CLIPScore, draw the first and the last; returns what goes to stdout."""
+    from models.decoding import Search
+
     references = of_images(read_captions(args.refs), paths, args.refs)
-    scorer = clip_scorer(args)  # fails before the work rather than after it
-    texts = {path: (text, ids)
-             for batch, _ in captioned_batches(captioner, paths, args, texts, unreadable, "caption")
-             for path, text, ids in batch}
+    # A CLIP that cannot be opened is an error before the work, not after it.
+    scorer = clip_scorer(args.clip, Compute.from_args(args, BATCH_SIZES["clip"]))
+    search = Search.from_args(args)
+    batches = captioned_batches(captioner, paths, texts, search, compute, unreadable, "caption")
+    texts = {path: (text, ids) for batch, _ in batches for path, text, ids in batch}
     if len(texts) < 2:
         raise UserError("--best-worst compares at least two images that can be read, here is one")
     scores = scorer(list(texts), [text for text, _ in texts.values()])
     ranking = sorted(zip(texts, map(float, scores), strict=True), key=lambda row: -row[1])
     table = Path(args.output) / "ranking.csv"
     write_csv(table, ["rank", "filename", "CLIPScore", "caption"], [
-        [place, path.name, repr(score), texts[path][0]]
-        for place, (path, score) in enumerate(ranking, start=1)])
+        [rank, path.name, repr(score), texts[path][0]]
+        for rank, (path, score) in enumerate(ranking, start=1)])
     result = {"clip": str(args.clip), "ranking": str(table)}
     for kind, (path, score) in (("best", ranking[0]), ("worst", ranking[-1])):
         notes = [f"CLIPScore {score:.3f}, the {kind} of {len(ranking)} captions",
                  *(f"reference: {text}" for text in references[path])]
-        row, = draw_all(captioner, [path], args, texts, [], f"{kind}_", notes)
+        batches = captioned_batches(captioner, [path], texts, search, compute, [])
+        row, = draw_all(captioner, batches, args, f"{kind}_", notes)
         result[kind] = {"CLIPScore": score, "references": references[path], **row}
     return result
 
@@ -226,15 +245,17 @@ def parse_args():
     parser.add_argument("--heads", choices=("mean", "each"), default="mean",
                         help="mean over the heads, or a row of panels for each")
     parser.add_argument("--captions", metavar="JSON",
-                        help='draw these, {"<image name>": "caption", …}, not the model\'s own')
-    parser.add_argument("--npz", metavar="FILE", help="keep the maps and their words here")
+                        help='draw these captions, {"<image name>": "caption", …}, in place of the '
+                             "model's own")
+    parser.add_argument("--npz", metavar="FILE", help="write the maps and their words here")
     add_captioner_options(parser, registry.default("p2"))
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
                       help="rank the captions by CLIPScore, draw the first and the last")
-    best.add_argument("--refs", metavar="JSON", help="references in COCO's format, to show beside")
+    best.add_argument("--refs", metavar="JSON",
+                      help="references in COCO's format, shown in the two figures")
     best.add_argument("--clip", default=str(registry.CLIP), metavar="NAME|FILE",
-                      help="the CLIP that judges")
+                      help="the CLIP that computes CLIPScore")
     add_search_options(parser)
     add_run_options(parser, None)
     args = parser.parse_args()
@@ -246,7 +267,8 @@ def parse_args():
 
 
 def check_outputs(paths, args):
-    """Refuse, before any work, outputs that are not distinct, writable, and none of the photos."""
+    """Before any work, refuse outputs of equal names, outputs that cannot be written, and outputs
+    that would replace a photo."""
     refuse_equal_stems(paths)
     names = [f"{prefix}{path.stem}" for path in paths
              for prefix in (("best_", "worst_") if args.best_worst else ("",))]
@@ -265,17 +287,22 @@ def main():
     check_outputs(paths, args)
 
     from inference.caption import open_captioner
+    from models.decoding import Search
 
+    compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     captioner = open_captioner(args)
     captioner.check_layer(args.layer)
     texts = given_captions(captioner, paths, args.captions) if args.captions else None
-    result = {"checkpoint": str(args.checkpoint), "layer": args.layer, "heads": args.heads,
+    result = {"checkpoint": str(args.weights or args.checkpoint), "layer": args.layer,
+              "heads": args.heads,
               "captions": args.captions or f"the captioner's, {args.beam} beams"}
     unreadable = []
     if args.best_worst:
-        result |= draw_best_and_worst(captioner, paths, args, texts, unreadable)
+        result |= draw_best_and_worst(captioner, paths, texts, args, compute, unreadable)
     else:
-        result["images"] = draw_all(captioner, paths, args, texts, unreadable)
+        batches = captioned_batches(captioner, paths, texts, Search.from_args(args), compute,
+                                    unreadable)
+        result["images"] = draw_all(captioner, batches, args)
         warn(f"wrote {len(result['images'])} figures into {args.output}")
     report_unreadable(paths, unreadable)
     write_json(result)

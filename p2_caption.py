@@ -78,12 +78,12 @@ def predict(args):
     from inference.caption import (  # torch takes seconds: after what needs none
         caption_images,
         open_captioner,
-        search_from,
     )
+    from models.decoding import Search
 
     captioner = open_captioner(args)
     readable, texts, unreadable = caption_images(
-        captioner, paths, search_from(args), args)
+        captioner, paths, Search.from_args(args), args)
     report_unreadable(readable, unreadable)
     write_json({path.stem: text for path, text in zip(readable, texts, strict=True)}, args.output)
     for path, text in list(zip(readable, texts, strict=True))[:SHOWN]:
@@ -100,10 +100,11 @@ def evaluate(args):
     copied_from = read_texts(args.train_captions) if args.train_captions else None
     for path in filter(None, (args.output, args.per_image)):
         check_writable(path)
-    from inference.caption import caption_images, open_captioner, search_from
+    from inference.caption import caption_images, open_captioner
+    from models.decoding import Search
 
     captioner = open_captioner(args)
-    search = search_from(args)
+    search = Search.from_args(args)
     readable, texts, unreadable = caption_images(captioner, list(images), search, args)
     report_unreadable(readable, unreadable)
     result = scored([path.name for path in readable], texts, [images[path] for path in readable],
@@ -190,8 +191,8 @@ def train(args):
     """Train a captioner; returns its history (see training.fit)."""
     import torch
 
-    from inference.caption import search_from
-    from models.captioner import save_captioner
+    from models.captioner_files import save_captioner
+    from models.decoding import Search
     from training.caption import caption_task
     from training.loop import check_out, describe_training, fit_recipe
 
@@ -213,7 +214,7 @@ def train(args):
     def save(path, model, row):
         save_captioner(path, model, **about, metrics=row)
 
-    task = caption_task(captioner, images, val, search_from(args), save, args)
+    task = caption_task(captioner, images, val, Search.from_args(args), save, args)
     return fit_recipe(captioner, task, about["recipe"], args)
 
 
@@ -221,7 +222,7 @@ def pretrain(args):
     """Train a tokenizer and a decoder on captions alone; returns its history."""
     import torch
 
-    from models.captioner import save_captioner
+    from models.captioner_files import save_captioner
     from training.language import language_task
     from training.loop import check_out, describe_training, fit_recipe
 
@@ -243,7 +244,7 @@ def pretrain(args):
 
 
 def convert(args):
-    from models.captioner import save_captioner
+    from models.captioner_files import save_captioner
     from models.catr import open_catr
 
     check_writable(args.output)
@@ -252,7 +253,7 @@ def convert(args):
 
 
 def blend(args):
-    from models.captioner import blend_captioners, save_captioner
+    from models.captioner_files import blend_captioners, save_captioner
 
     check_writable(args.output)
     captioner = blend_captioners(*args.checkpoint, args.share)
@@ -269,8 +270,9 @@ def blend(args):
 def starting_point(args, captions):
     """The captioner that training starts from: a checkpoint's weights, public CATR or GPT-2
     weights, or a fresh decoder with a tokenizer made of ``captions``."""
-    from models.captioner import gpt2_base, load_captioner, see
+    from models.captioner_files import load_captioner
     from models.vit import build_vit
+    from models.vit_gpt2 import add_cross_attention, gpt2_base
 
     source, without = (
         ("checkpoint", ["weights", "pretrained", "vocab", *FRESH_DECODER]) if args.checkpoint else
@@ -292,13 +294,13 @@ def starting_point(args, captions):
         base = gpt2_base(vit, args.decoder)
     else:
         base = fresh_base(args, [text for texts in captions for text in texts])
-    return see(base, args.dropout)
+    return add_cross_attention(base, args.dropout)
 
 
 def fresh_base(args, texts):
-    from models.captioner import build_captioner
     from models.gpt2 import GPT2Config
     from models.tokenizer import train_bpe
+    from models.vit_gpt2 import build_captioner
 
     vocab_size, width, layers, heads = (getattr(args, name) or default
                                         for name, default in FRESH_DECODER.items())

@@ -140,12 +140,13 @@ def predict(args):
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
     check_writable(args.output)
-    from inference.caption import caption_images, search_from
+    from inference.caption import caption_images
     from inference.peft import open_peft
+    from models.decoding import Search
 
     captioner = open_peft(args)
     readable, texts, unreadable = caption_images(
-        captioner, paths, search_from(args), args)
+        captioner, paths, Search.from_args(args), args)
     report_unreadable(readable, unreadable)
     write_json({path.stem: text for path, text in zip(readable, texts, strict=True)}, args.output)
     return EXIT_SOME_UNREADABLE if unreadable else 0
@@ -155,12 +156,13 @@ def evaluate(args):
     images = captioned_images(args.images, args.captions, args.limit)
     if args.output:
         check_writable(args.output)
-    from inference.caption import caption_images, search_from
+    from inference.caption import caption_images
     from inference.peft import open_peft
     from inference.scoring import measure
+    from models.decoding import Search
 
     captioner = open_peft(args)
-    search = search_from(args)
+    search = Search.from_args(args)
     readable, texts, unreadable = caption_images(captioner, list(images), search, args)
     report_unreadable(readable, unreadable)
     judge = judge_of(readable, args)

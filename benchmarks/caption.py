@@ -3,23 +3,25 @@
     python3 benchmarks/caption.py --images DIR [--captions val.json] [--limit N]
     python3 benchmarks/caption.py --images DIR --model catr --vocab vocab.txt [--weights FILE]
 
-Same weights on every side (the shipped captioner), all threads, from the first file to the written
-captions, after the model is loaded; each side in a process of its own, best of --repeats.
+All sides have the same weights (the shipped captioner) and all threads. Time runs from the first
+file to the last caption, after the model is loaded. Each side runs in a process of its own; the
+best of --repeats counts.
 
-loop      one photo at a time, the whole model over photo and caption again for every token, greedy
+loop      one photo at a time, greedy; for every token the whole model runs over photo and caption
 once      the same, but the encoder runs once a photo
 generate  batches of 8, transformers' ``generate`` with 3 beams on its own GPT-2
 ours      ``p2_caption.py predict``, greedy and with 3 beams; float32, and bfloat16 where the CPU
           has it
 
-The usual sides read photos with PIL and timm's transform, generate with a DataLoader of a worker a
-core. "equal" is the share of captions that are those of the same search on the usual side, in
-float32; "CIDEr" is computed where --captions is given.
+The usual sides read photos with PIL and timm's transform; generate reads them with a DataLoader of
+one worker a core. "equal" is the share of captions equal to those of the usual side with the same
+search in float32; "CIDEr" is computed where --captions is given.
 
---model catr compares the public CATR's loop (one photo at a time, all 128 places, the whole model
-with its ResNet again for every token) with ours, both greedy. Its weights are --weights, or made
-up: those end no caption, so that all sides write --tokens tokens (default: the loop's limit, 127).
-The ratio grows with that number; a caption of COCO's has about 12.
+--model catr compares the public CATR's loop with ours, both greedy. That loop takes one photo at a
+time and runs the whole model, its ResNet with separate norms, over all 128 positions for every
+token. Without --weights the weights are arbitrary and end no caption: all sides then write --tokens
+tokens (default: the loop's limit, 127). The ratio grows with that number; a caption of COCO has
+about 12 tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -91,10 +92,7 @@ def catr_loop(options, captioner, paths):
     import torch
     from PIL import Image
 
-    import models.catr
-
-    models.catr.resnet_features = lambda body, x: body(x)  # norms as layers of their own
-    texts = []
+    resnet, texts = captioner.backbone[0]["body"], []  # its norms are layers of their own
     started = time.perf_counter()
     for path in paths:
         image = Image.open(path).convert("RGB")
@@ -104,11 +102,12 @@ def catr_loop(options, captioner, paths):
         tokens = torch.zeros(1, captioner.max_length, dtype=torch.long)
         tokens[0, 0] = captioner.tokenizer.start_id
         with torch.no_grad():
-            for place in range(options.tokens or captioner.max_length - 1):
-                token = captioner(image, tokens)[0, place].argmax()
+            for position in range(options.tokens or captioner.max_length - 1):
+                memory = captioner.memory_of(captioner.input_proj(resnet(image)))
+                token = captioner(memory, tokens)[0, position].argmax()
                 if token == captioner.tokenizer.end_id:
                     break
-                tokens[0, place + 1] = token
+                tokens[0, position + 1] = token
         texts.append(captioner.tokenizer.decode(tokens[0].tolist()))
     return time.perf_counter() - started, texts
 
@@ -148,20 +147,23 @@ def generate(options, captioner, paths):
 
 
 def ours(options, captioner, paths):
-    from inference.caption import BATCH, caption_images
+    from utils import Compute
+
+    from inference.caption import caption_images
+    from inference.options import BATCH_SIZES
     from models.decoding import Search
 
     beams, precision = options.side.split("-")[1:]
-    args = SimpleNamespace(device="cpu", precision=precision, batch_size=BATCH["cpu"])
+    compute = Compute("cpu", precision, BATCH_SIZES["captioner"]["cpu"])
     search = Search(beams=int(beams), max_length=options.tokens or captioner.max_length - 1)
     started = time.perf_counter()
-    _, texts, _ = caption_images(captioner, paths, search, args)
+    _, texts, _ = caption_images(captioner, paths, search, compute)
     return time.perf_counter() - started, texts
 
 
 def open_captioner(options):
     if options.model is None:
-        from models.captioner import load_captioner
+        from models.captioner_files import load_captioner
 
         return load_captioner(options.checkpoint)
     from models.catr import CATR, CATRConfig, open_catr
@@ -203,7 +205,8 @@ def measure(options, side):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True)
     parser.add_argument("--captions")
     parser.add_argument("--checkpoint", default=str(ROOT / "ckpt/flickr8k_captioner.safetensors"))
@@ -218,14 +221,18 @@ def main():
     options = parser.parse_args()
     if options.side:
         return run_side(options)
+    from utils import resolve_precision
+
     from data.captions import read_captions
     from metrics.captions import score_captions
 
     sides = ("loop", "ours-1-fp32", "ours-1-bf16") if options.model else SIDES
+    if resolve_precision("auto", "cpu") != "bf16":
+        sides = [side for side in sides if not side.endswith("bf16")]
     results = {side: measure(options, side) for side in sides}
     report = {"images": options.images, "photos": options.limit, "cores": os.cpu_count()}
     if options.model:
-        report |= {"model": options.model, "weights": options.weights or "made up",
+        report |= {"model": options.model, "weights": options.weights or "arbitrary",
                    "tokens": options.tokens or "as many as fit"}
     references = read_captions(options.captions) if options.captions else {}
     for side, result in results.items():

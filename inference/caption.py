@@ -1,8 +1,8 @@
-"""Captions of photos, for every script that writes them. Between the scripts, which never import
-each other, and the rooms: it may use every room."""
+"""A captioner over a folder of photos: opening it, encoding, writing captions."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -13,20 +13,19 @@ from utils import Compute, UserError, autocast, whole_file
 import numpy as np
 import torch
 
-from ckpt import registry
 from data.batches import normalized_batches
-from models.captioner import Captioner, Memory, load_captioner
-from models.checkpoint import digest, read_tensors
+from models.captioner import Captioner, Memory
+from models.captioner_files import open_checkpoint
+from models.catr import open_catr
+from models.checkpoint import digest
 from models.decoding import Search, generate
-from models.peft import load_peft
+from models.vit_gpt2 import ViTGPT2
 
 
-def open_captioner(args) -> Captioner:
-    """What ``--checkpoint`` names, or ``--model`` with its files: the options of
+def open_captioner(args: argparse.Namespace) -> Captioner:
+    """The captioner of ``--checkpoint``, or of ``--model`` with its files: the options of
     ``inference.options.add_captioner_options``."""
     if args.model:
-        from models.catr import open_catr
-
         return open_catr(args.weights, args.vocab)
     if args.weights or args.vocab:
         raise UserError("--weights and --vocab go with --model catr; a checkpoint of this project "
@@ -34,20 +33,9 @@ def open_captioner(args) -> Captioner:
     return open_checkpoint(args.checkpoint)
 
 
-def open_checkpoint(path: str | Path) -> Captioner:
-    """A captioner's file, or a PEFT one over the base that ships; in eval mode."""
-    if read_tensors(path)[1].get("kind") == "peft":
-        return load_peft(path, load_captioner(registry.BASE, "base"), f"--base {registry.BASE}")
-    return load_captioner(path)
-
-
-def search_from(args) -> Search:
-    return Search(beams=args.beam, length_penalty=args.length_penalty, min_length=args.min_length,
-                  no_repeat_ngram=args.no_repeat_ngram, max_length=args.max_length)
-
-
 def caption_images(
-    captioner: Captioner, paths: Sequence[Path], search: Search, compute: Compute, title: str = "caption"
+    captioner: Captioner, paths: Sequence[Path], search: Search, compute: Compute,
+    title: str = "caption",
 ) -> tuple[list[Path], list[str], list[tuple[Path, str]]]:
     """(readable paths, their captions, [(path, reason)] of the others)."""
     readable, texts, unreadable = [], [], []
@@ -58,9 +46,9 @@ def caption_images(
 
 
 def caption_features(
-    captioner: Captioner, features: np.ndarray, search: Search, compute: Compute
+    captioner: ViTGPT2, features: np.ndarray, search: Search, compute: Compute
 ) -> list[str]:
-    """The captions of images whose patch features (images, patches, width) are at hand."""
+    """The captions of images whose ``patch_features`` (images, patches, width) are given."""
     texts = []
     for start in range(0, len(features), compute.batch_size):
         part = torch.from_numpy(features[start:start + compute.batch_size].astype(np.float32))
@@ -69,16 +57,18 @@ def caption_features(
 
 
 def write_captions(captioner: Captioner, memory: Memory, search: Search) -> list[str]:
+    """The caption of each image of ``memory``."""
     return [captioner.tokenizer.decode(ids) for ids in generate(captioner, memory, search)]
 
 
 def encoded_batches(
     captioner: Captioner, paths: Sequence[Path], compute: Compute, unreadable: list, title: str
 ) -> Iterator[tuple[list[Path], Memory]]:
-    """Yield (paths, memory) batch by batch; unreadable files go to ``unreadable``.
+    """Yield (paths, memory) batch by batch; (path, reason) of unreadable files go to
+    ``unreadable``.
 
-    Only the encoder runs at ``compute.precision``, what follows in float32: autocast would cast a
-    decoder's weights again for every token, which costs more than bfloat16 saves.
+    Only the encoder runs at ``compute.precision``; the decoder runs in float32, because autocast
+    would cast its weights again for every token, which costs more than bfloat16 saves.
     """
     captioner.to(compute.device).eval()
     for names, images in normalized_batches(captioner.transform, paths, compute, unreadable, title):
@@ -89,13 +79,13 @@ def encoded_batches(
 
 
 def patch_features(
-    captioner: Captioner, paths: Sequence[Path], compute: Compute, folder: str | Path
+    captioner: ViTGPT2, paths: Sequence[Path], compute: Compute, folder: str | Path
 ) -> np.ndarray:
-    """(images, patches, width) float16, memory-mapped: what the encoder makes of ``paths``.
+    """The encoder's features of photos, (images, patches, width) float16, memory-mapped.
 
-    Computed once and kept in ``folder`` under a name made from the encoder's digest, its
-    preprocessing, the precision, and name, size and time of every file: when any changes, so does
-    the name.
+    They are computed once and stored in ``folder``, in a file named after the encoder's digest, its
+    preprocessing, the precision, and the name, size and time of every photo: when any of these
+    changes, so does the name. Raises UserError for a photo that cannot be read.
     """
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     identity = json.dumps([digest(captioner.encoder.state_dict()), captioner.preprocessing,

@@ -44,12 +44,13 @@ def add_run_options(parser: argparse.ArgumentParser, batch_size: int | None) -> 
 
 
 def add_captioner_options(parser: argparse.ArgumentParser, checkpoint: object) -> None:
-    """The options behind ``inference.caption.open_captioner``; ``checkpoint`` is the default one."""
+    """The options behind ``inference.caption.open_captioner``; ``checkpoint`` is the default."""
     group = parser.add_argument_group("captioner")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", default=str(checkpoint), metavar="FILE",
                         help="a captioner of this project, or a PEFT file over ckpt's base")
-    source.add_argument("--model", choices=("catr",), help="a public captioner, instead")
+    source.add_argument("--model", choices=("catr",),
+                        help="a public captioner, in place of --checkpoint")
     group.add_argument("--weights", metavar="FILE",
                        help="the public captioner's weights (.pth, .bin or .safetensors)")
     group.add_argument("--vocab", metavar="FILE",
@@ -60,8 +61,8 @@ def add_search_options(
     parser: argparse.ArgumentParser, beams: int = 5, length_penalty: float = 0.8,
     no_repeat_ngram: int = 3,
 ) -> None:
-    """The options behind ``models.decoding.Search``; the defaults did best for the shipped
-    captioner on photos held out of its training."""
+    """The options behind ``models.decoding.Search.from_args``. The defaults did best for the
+    shipped captioner on photos held out of its training."""
     group = parser.add_argument_group("search")
     group.add_argument("--beam", type=positive_int, default=beams, metavar="N",
                        help="beams; 1 is greedy")

@@ -12,7 +12,7 @@ import torch
 
 from ckpt import registry
 from inference.caption import BATCH
-from models.captioner import Captioner, gpt2_base, load_captioner
+from models.captioner_files import load_captioner
 from models.checkpoint import load_checkpoint
 from models.gpt2 import GPT2Config
 from models.peft import (
@@ -25,6 +25,7 @@ from models.peft import (
     trained,
 )
 from models.vit import Encoder, build_vit
+from models.vit_gpt2 import ViTGPT2, gpt2_base
 
 COURSE_ENCODER = "vit_large_patch16_224"  # 1024 wide
 
@@ -32,7 +33,7 @@ COURSE_ENCODER = "vit_large_patch16_224"  # 1024 wide
 # --- the base, and what stands over it ----------------------------------------------------------
 
 
-def open_base(args) -> Captioner:
+def open_base(args) -> ViTGPT2:
     """The frozen base that the options of a command name."""
     if args.encoder and not args.decoder:
         raise UserError("--encoder goes with --decoder; --base has an encoder of its own")
@@ -58,7 +59,7 @@ def base_words(args) -> str:
     return shlex.join(words + ["--pretrained"] * bool(args.pretrained))
 
 
-def open_peft(args) -> Captioner:
+def open_peft(args) -> ViTGPT2:
     """The captioner of --checkpoint over the base that the options name, on the device.
 
     With --decoder and no --encoder, the encoder is the one that the checkpoint was trained with.
@@ -82,8 +83,8 @@ def sizes_table(args) -> str:
     rows, config = [], GPT2Config(cross_width=None)
     with torch.device("meta"):
         vit = build_vit(COURSE_ENCODER)
-        base = Captioner(vit.model, config, SimpleNamespace(vocab_size=config.vocab_size),
-                         vit.preprocessing, vit.architecture)
+        base = ViTGPT2(vit.model, config, SimpleNamespace(vocab_size=config.vocab_size),
+                       vit.preprocessing, vit.architecture)
         for name in OPTIONS:
             own = {key: getattr(args, key) for key in OPTIONS[name]}
             method = method_of(name, args.cross_width, **own)

@@ -1,23 +1,10 @@
-"""The captioner interface, and a vision transformer with a GPT-2 decoder behind it.
-
-What decoding and figures need of any captioner:
-
-- ``encode(images)`` -> ``Memory``, once an image
-- ``start(memory)`` -> state of one row an image, before its first token
-- ``step(tokens, state)`` -> logits and state after one more token a row
-- ``reorder(state, index)`` -> the state of other rows
-- ``forward(memory, tokens)`` -> logits at every position (teacher forcing)
-- ``cross_attention(memory, tokens, layer)`` -> weights over the image grid, which sum to 1
-- ``check_layer(layer)``, UserError where there is no such layer to read
-- ``describe()`` -> what a checkpoint says of its architecture
-- ``encoder``, what a training can freeze, and ``encoder_prefix`` of its parameters' names
-- ``max_length``, the most tokens it can write, and ``tokenizer``
-"""
+"""The captioner interface, a base class, and teacher forcing for any captioner."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from utils import UserError
 
@@ -26,25 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.transform import Transform
-from models.checkpoint import (
-    load_checkpoint,
-    load_strict,
-    read_tensors,
-    rebuild,
-    save_checkpoint,
-)
-from models.gpt2 import GPT2, GPT2Config, KeyValue, described_gpt2, from_gpt2, gpt2_config
-from models.tokenizer import Tokenizer, gpt2_files, gpt2_tokenizer
-from models.vit import Encoder, build_vit, described_vit
+from models.checkpoint import unwrap
+from models.gpt2 import KeyValue
+from models.tokenizer import Tokenizer
 
-IGNORED = -100  # what pads targets: no loss there
+IGNORED = -100  # the target at padding: no loss there
 
 
 @dataclass
 class Memory:
-    """What a decoder sees of M images: features (M, N, C), where there are any (mask (M, N), None
-    for everywhere), and each image's grid of rows × cols cells, row by row; what pads a smaller
-    grid follows its cells."""
+    """What a decoder attends to: M encoded images.
+
+    ``features`` (M, N, C); N is the largest grid's cell count. ``grids`` has each image's
+    (rows, cols); its cells come first in its features, row by row, then padding. ``mask`` (M, N) is
+    False at padding; None where there is no padding.
+    """
 
     features: Tensor
     grids: list[tuple[int, int]]
@@ -56,83 +39,106 @@ class Memory:
 
 @dataclass
 class State:
-    """Keys and values of what was written, a row each, and of the memories they look at."""
+    """The cache of step-by-step decoding: for each decoder layer, keys and values.
+
+    ``past`` holds those of the tokens so far, one row a caption; None before the first token.
+    ``memory`` holds those of the images, one row an image; None for a language model.
+    ``mask`` is the memory's.
+    """
 
     past: list[KeyValue] | None
-    memory: list[KeyValue]
+    memory: list[KeyValue] | None
     mask: Tensor | None
 
 
-class Captioner(nn.Module):
-    """Patch tokens of a timm ViT, seen by GPT-2 through cross-attention.
+class Captioner(nn.Module, ABC):
+    """All that decoding, training and the word figures know of a captioner.
 
-    With ``cross_width`` None in the decoder's config it is a language model that sees nothing:
-    the base that captioners start from.
+    Each image is encoded once, into a ``Memory``. A decoder then writes its caption token by token,
+    and each of its layers attends to the memory through cross-attention. Several captions may share
+    an image: of B rows of tokens over M images, row r belongs to image r // (B / M).
+
+    An architecture sets ``encoder`` and ``encoder_prefix`` and implements the abstract methods.
     """
 
-    encoder_prefix = "encoder."
+    encoder: nn.Module  # the part over the images, which training can freeze
+    encoder_prefix: str  # what the names of its parameters begin with
 
     def __init__(
-        self, encoder: nn.Module, decoder: GPT2Config, tokenizer: Tokenizer, preprocessing: dict,
-        architecture: dict, metadata: dict | None = None,
+        self, tokenizer: Tokenizer, preprocessing: dict, metadata: dict | None = None
     ) -> None:
         super().__init__()
-        if tokenizer.vocab_size != decoder.vocab_size:
-            raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the decoder "
-                            f"{decoder.vocab_size}; they do not belong together")
-        self.encoder, self.decoder = encoder, GPT2(decoder)
-        self.memory_proj = nn.Identity()
-        if decoder.cross_width and encoder.embed_dim != decoder.width:
-            self.memory_proj = nn.Linear(encoder.embed_dim, decoder.width)
-        self.tokenizer, self.preprocessing = tokenizer, preprocessing
-        self.architecture = architecture  # of the encoder: {"name", "args"} as timm takes them
-        self.metadata = metadata or {}
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing  # the fields of data.transform.Transform
+        self.metadata = metadata or {}  # of the checkpoint that it was loaded from
 
     @property
     def transform(self) -> Transform:
         """How a photo is prepared for this model."""
         return Transform.from_fields(self.preprocessing)
 
+    # --- what each architecture implements ---
+
     @property
+    @abstractmethod
     def max_length(self) -> int:
-        return self.decoder.config.max_length
+        """The most tokens of a caption, the end token included."""
 
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """How many layers the decoder has."""
+
+    @abstractmethod
     def encode(self, images: Tensor) -> Memory:
-        """images (M, 3, H, W) -> patch tokens, class and register tokens left out."""
-        features = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens:]
-        return self.memory_of(features)
+        """images (M, channels, H, W), as ``transform.normalize`` returns them -> their memory."""
 
-    def memory_of(self, features: Tensor) -> Memory:
-        """The memory of images whose patch tokens (M, N, C) are at hand already."""
-        return Memory(features, [tuple(self.encoder.patch_embed.grid_size)] * len(features))
+    @abstractmethod
+    def start(self, memory: Memory) -> State:
+        """The state before the first token, with one row an image."""
+
+    @abstractmethod
+    def decode(
+        self, tokens: Tensor, state: State, where: Tensor | None = None
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """tokens (B, T), which follow ``state.past`` -> logits (B, T, vocabulary) and the new past.
+
+        With ``where`` (B, T) bool, logits (positions, vocabulary) of the positions that are True.
+        """
+
+    @abstractmethod
+    def attention_weights(self, tokens: Tensor, state: State, layer: int) -> Tensor:
+        """tokens (B, T), the start token first -> (B, heads, T, N) float32: the cross-attention of
+        the query at each token in ``layer`` (0 or more). Rows sum to 1; padding has 0."""
+
+    @abstractmethod
+    def describe(self) -> dict:
+        """What a checkpoint says of the architecture, enough to build it again."""
+
+    # --- what all of them share ---
 
     def forward(
         self, source: Memory | Tensor | None, tokens: Tensor, where: Tensor | None = None
     ) -> Tensor:
-        """tokens (B, T), B a multiple of the images -> logits (B, T, vocabulary) of what follows,
-        or (places, vocabulary) of the places that are True in ``where`` (B, T).
+        """Teacher forcing: tokens (B, T) -> logits (B, T, vocabulary) of each next token, or of
+        the positions ``where`` (see ``decode``).
 
-        ``source`` is a memory, images still to encode, or None where nothing is seen.
+        ``source`` is a memory, images still to encode, or None for a language model.
         """
-        if source is None:
-            return self.decoder(tokens, where=where)[0]
-        memory = source if isinstance(source, Memory) else self.encode(source)
-        state = self.start(memory)
-        return self.decoder(tokens, state.memory, state.mask, where=where)[0]
-
-    def start(self, memory: Memory) -> State:
-        projected = self.decoder.project_memory(self.memory_proj(memory.features))
-        return State(None, projected, memory.mask)
+        memory = self.encode(source) if isinstance(source, Tensor) else source
+        return self.decode(tokens, self.start(memory), where)[0]
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """tokens (B,) -> logits (B, vocabulary) of the next one."""
-        logits, past = self.decoder(tokens[:, None], state.memory, state.mask, state.past)
+        """One token more in each row, tokens (B,) -> logits (B, vocabulary) of the next one, and
+        the new state."""
+        logits, past = self.decode(tokens[:, None], state)
         return logits[:, 0], replace(state, past=past)
 
     def reorder(self, state: State, index: Tensor) -> State:
-        """index (images, beams) of rows of ``state``; the beams of an image belong to one image.
+        """The state whose rows are the rows ``index`` (images, beams) of ``state``.
 
-        Images can be left out, rows repeated; the memories are not copied for each beam.
+        All beams of an image must come from rows of one image. Images can be left out, and rows
+        repeated; the memories are not copied for each beam.
         """
         rows, images = index.reshape(-1), len(state.memory[0][0])
         kept = index[:, 0] // (len(state.past[0][0]) // images)
@@ -143,25 +149,20 @@ class Captioner(nn.Module):
         return State(past, memory, None if state.mask is None else state.mask[kept])
 
     def cross_attention(self, memory: Memory, tokens: Tensor, layer: int = -1) -> Tensor:
-        """tokens (B, T) -> (B, heads, T, N) float32: row t is what the query that wrote token
-        ``t`` saw, which is the query of the token before it (of the start, for the first)."""
-        self.check_layer(layer)
-        start = torch.full_like(tokens[:, :1], self.tokenizer.start_id)
-        state = self.start(memory)
-        inputs = torch.cat([start, tokens[:, :-1]], 1)
-        return self.decoder.cross_attention(inputs, state.memory, state.mask, layer)
+        """tokens (B, T) of captions -> (B, heads, T, N) float32, rows that sum to 1: row t belongs
+        to the query that produced token t. That query stands at the token before it; for the first
+        token, at the start token.
 
-    def describe(self) -> dict:
-        """What ``load_captioner`` rebuilds it from."""
-        config = self.decoder.config
-        return {"kind": "captioner" if config.cross_width else "base",
-                "encoder": self.architecture, "decoder": asdict(config),
-                "tokenizer": self.tokenizer.to_json(), "preprocessing": self.preprocessing}
+        Raises UserError for a layer that the decoder does not have.
+        """
+        self.check_layer(layer)
+        return self.attention_weights(teacher_inputs(self, tokens), self.start(memory),
+                                      layer % self.num_layers)
 
     def check_layer(self, layer: int) -> None:
-        """UserError for a layer that the decoder does not have; negative ones count from the
-        last."""
-        count = self.decoder.config.layers
+        """Raise UserError for a layer that the decoder does not have; negative numbers count from
+        the last layer."""
+        count = self.num_layers
         if not -count <= layer < count:
             raise UserError(f"layer {layer} does not exist: the decoder has layers 0 to "
                             f"{count - 1} (or -{count} to -1)")
@@ -170,10 +171,11 @@ class Captioner(nn.Module):
 # --- teacher forcing ----------------------------------------------------------------------------
 
 
-def caption_targets(captioner: Captioner, captions: list[str]) -> Tensor:
-    """Captions -> (captions, T) ids that end with the end token, padded with ``IGNORED``.
+def caption_targets(captioner: Captioner, captions: Sequence[str]) -> Tensor:
+    """Captions -> (captions, T) token ids, each row closed by the end token and padded with
+    ``IGNORED``.
 
-    A caption that is longer than the captioner can write is cut, and then ends with no end token.
+    A caption that is longer than the captioner can write is cut, and then has no end token.
     """
     tokenizer = captioner.tokenizer
     rows = [[*tokenizer.encode(text), tokenizer.end_id][:captioner.max_length]
@@ -185,109 +187,29 @@ def caption_targets(captioner: Captioner, captions: list[str]) -> Tensor:
 
 
 def teacher_inputs(captioner: Captioner, targets: Tensor) -> Tensor:
-    """What the decoder reads to write ``targets`` (B, T): the start, then each token but the last;
-    what stands in padded places is never looked at by a place that counts."""
-    start = torch.full_like(targets[:, :1], captioner.tokenizer.start_id)
-    read = torch.cat([start, targets[:, :-1]], 1)
-    return read.masked_fill(read == IGNORED, captioner.tokenizer.pad_id)
+    """The tokens that the decoder reads to predict ``targets`` (B, T): the start token, then each
+    target but the last.
+
+    ``IGNORED`` is read as the padding token. It stands only after the end of a caption, where
+    causal attention hides it from every position that counts.
+    """
+    tokenizer = captioner.tokenizer
+    start = torch.full_like(targets[:, :1], tokenizer.start_id)
+    inputs = torch.cat([start, targets[:, :-1]], 1)
+    return inputs.masked_fill(inputs == IGNORED, tokenizer.pad_id)
 
 
 def teacher_forcing_loss(
     model: nn.Module, source: Memory | Tensor | None, targets: Tensor, label_smoothing: float = 0.0
 ) -> tuple[Tensor, float]:
-    """(mean cross-entropy over the targets (B, T) that are not padding, share foretold rightly).
+    """(mean cross-entropy over the targets (B, T) that are not padding, share of tokens predicted
+    correctly).
 
-    ``model`` is a captioner, or what wraps it for several processes.
+    ``model`` is a captioner, or a wrapper of one for several processes; ``source`` is as in
+    ``Captioner.forward``.
     """
-    captioner, counted = unwrap(model), targets != IGNORED
-    logits = model(source, teacher_inputs(captioner, targets), counted).float()
-    right = (logits.detach().argmax(-1) == targets[counted]).float().mean().item()
-    return F.cross_entropy(logits, targets[counted], label_smoothing=label_smoothing), right
-
-
-def unwrap(model: nn.Module) -> Captioner:
-    """The captioner inside what several processes share."""
-    return getattr(model, "module", model)
-
-
-# --- building, saving, loading ------------------------------------------------------------------
-
-
-def build_captioner(
-    name: str, decoder: GPT2Config, tokenizer: Tokenizer, *, pretrained: bool = False,
-    weights: str | Path | None = None,
-) -> Captioner:
-    """A fresh decoder on a ViT named as timm names it: random, timm's (``pretrained``, from the
-    network or its cache) or a file's (``weights``)."""
-    encoder, preprocessing, architecture = build_vit(name, pretrained, weights)
-    return Captioner(encoder, decoder, tokenizer, preprocessing, architecture)
-
-
-def gpt2_base(vit: Encoder, decoder: str | Path, dropout: float = 0.1) -> Captioner:
-    """A base of public GPT-2 weights of any size (the course's ``decoder_model.bin``), with the
-    tokenizer beside them, on a ViT as ``build_vit`` gives it."""
-    tensors = from_gpt2(read_tensors(decoder)[0])
-    config, files = gpt2_config(tensors, decoder, dropout), gpt2_files(decoder)
-    tokenizer = gpt2_tokenizer(*files)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise UserError(f"{files[0]} has {tokenizer.vocab_size} tokens, {decoder} "
-                        f"{config.vocab_size}; they do not belong together")
-    encoder, preprocessing, architecture = vit
-    base = Captioner(encoder, config, tokenizer, preprocessing, architecture)
-    load_strict(base.decoder, tensors, decoder)
-    return base
-
-
-def see(base: Captioner, dropout: float = 0.1, cross_width: int | None = None) -> Captioner:
-    """A captioner with the weights of ``base``, a captioner or a language model: cross-attention
-    is fresh where there was none. One of another architecture sees already."""
-    if not isinstance(base, Captioner):
-        return base.with_dropout(dropout)
-    config = base.decoder.config
-    cross_width = config.cross_width or cross_width or config.width
-    config = replace(config, cross_width=cross_width, dropout=dropout)
-    captioner = Captioner(base.encoder, config, base.tokenizer, base.preprocessing,
-                          base.architecture, base.metadata)
-    load_strict(captioner, captioner.state_dict() | base.state_dict(), "the base")
-    return captioner
-
-
-def blend_captioners(first: str | Path, second: str | Path, share: float) -> Captioner:
-    """``first`` with ``share`` of ``second``'s weights: between two stages of one training often
-    lies a model better than both (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
-
-    Raises UserError where they are not of one shape.
-    """
-    captioner, other = load_captioner(first), load_captioner(second)
-    if captioner.tokenizer.to_json() != other.tokenizer.to_json():
-        raise UserError(f"{first} and {second} have different tokenizers; only stages of one "
-                        "training can be blended")
-    theirs = other.state_dict()
-    blended = {key: tensor.lerp(theirs[key], share) if key in theirs else tensor
-               for key, tensor in captioner.state_dict().items()}
-    load_strict(captioner, {**theirs, **blended}, second)
-    return captioner
-
-
-def save_captioner(path: str | Path, captioner: Captioner, **metadata) -> None:
-    """Write a checkpoint in float16, of kind ``base`` where there is no cross-attention."""
-    save_checkpoint(path, captioner.state_dict(), captioner.describe() | metadata)
-
-
-def load_captioner(path: str | Path, *kinds: str) -> Captioner:
-    """What ``save_captioner`` wrote, in float32 and eval mode; ``kinds`` default to captioner."""
-    tensors, metadata = load_checkpoint(path, *(kinds or ("captioner",)))
-
-    return rebuild(lambda: _described(metadata, tensors), tensors, path)
-
-
-def _described(metadata: dict, tensors: dict[str, Tensor]) -> Captioner:
-    """What ``describe`` described. Raises anything where that is wrong."""
-    if metadata.get("architecture") == "catr":
-        from models.catr import described_catr  # which builds on this file
-
-        return described_catr(metadata, tensors)
-    encoder, preprocessing = metadata["encoder"], metadata["preprocessing"]
-    return Captioner(described_vit(encoder, preprocessing),
-                     described_gpt2(metadata["decoder"], tensors),
-                     Tokenizer.from_json(metadata["tokenizer"]), preprocessing, encoder, metadata)
+    counted = targets != IGNORED
+    logits = model(source, teacher_inputs(unwrap(model), targets), counted).float()
+    correct = logits.detach().argmax(-1) == targets[counted]
+    loss = F.cross_entropy(logits, targets[counted], label_smoothing=label_smoothing)
+    return loss, correct.float().mean().item()

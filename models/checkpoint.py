@@ -1,4 +1,5 @@
-"""Checkpoints: one .safetensors file that describes itself, and foreign state dicts, read safely.
+"""Checkpoints: one .safetensors file that describes itself; and other programs' state dicts, read
+safely.
 
 The metadata of a file holds one JSON object (key ``checkpoint``): ``format``, ``kind``
 (``classifier``, …), the model's name and arguments, labels, preprocessing, recipe, metrics with
@@ -15,6 +16,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils import UserError, check_writable, one_line, whole_file
@@ -69,12 +71,29 @@ def record_result(
     save_checkpoint(path, tensors, metadata)
 
 
-def load_checkpoint(path: str | Path, *kinds: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """(tensors, metadata) of a checkpoint of this project, of one of ``kinds``; UserError for
-    others."""
-    tensors, metadata = read_tensors(path)
-    check_kind(metadata, path, *kinds)
-    return tensors, metadata
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint file that has been read, so that the code that looked at its kind can pass its
+    tensors on."""
+
+    path: str | Path
+    tensors: dict[str, torch.Tensor]
+    metadata: dict  # {} in a file that another program wrote
+
+
+def open_file(source: str | Path | Opened) -> Opened:
+    """Read a file; one that has been read is returned as it is."""
+    return source if isinstance(source, Opened) else Opened(source, *read_tensors(source))
+
+
+def load_checkpoint(
+    source: str | Path | Opened, *kinds: str
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, metadata) of a checkpoint of this project that is of one of ``kinds``; UserError
+    for any other file."""
+    file = open_file(source)
+    check_kind(file.metadata, file.path, *kinds)
+    return file.tensors, file.metadata
 
 
 def check_kind(metadata: dict, path: str | Path, *kinds: str) -> None:
@@ -92,8 +111,9 @@ def check_kind(metadata: dict, path: str | Path, *kinds: str) -> None:
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """(tensors, metadata) of a .safetensors, .pth, .pt or .bin file.
 
-    A file of others has no metadata, {}; ``module.`` and ``model.`` before its keys are taken off.
-    Pickles are read with ``weights_only=True`` alone: a file with code in it is refused unrun.
+    A file that another program wrote has no metadata, {}; ``module.`` and ``model.`` before its
+    keys are removed. Pickles are read with ``weights_only=True`` only: a file with code in it is
+    refused, and the code never runs.
     """
     path = Path(path)
     _check_exists(path)
@@ -128,7 +148,7 @@ def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
 def without_prefix(
     tensors: dict[str, torch.Tensor], prefix: str, source: object
 ) -> dict[str, torch.Tensor]:
-    """``tensors`` with ``prefix``, a regular expression, taken off the keys that have it."""
+    """``tensors`` with ``prefix``, a regular expression, removed from the keys that have it."""
     bare = {key[re.match(prefix, key).end():]: tensor for key, tensor in tensors.items()}
     if len(bare) < len(tensors):
         twice = next(key for key in tensors if key not in bare)
@@ -172,11 +192,12 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def rebuild(
     build: Callable[[], torch.nn.Module], tensors: dict[str, torch.Tensor], source: object
 ) -> torch.nn.Module:
-    """The model that ``build`` makes of what a file says of itself, with the file's tensors, in
-    eval mode.
+    """The model that ``build`` makes from a file's description, with the file's tensors, in eval
+    mode.
 
-    It is made on the meta device, so that a model which the tensors do not fit costs no memory,
-    however large, and one that they fit no random weights. Raises UserError for what is wrong.
+    Shapes are checked on the meta device first: a wrong file allocates nothing, a right one skips
+    random initialization. Raises UserError for a wrong description and for tensors that do not
+    fit.
     """
     try:
         with torch.device("meta"):
@@ -184,7 +205,7 @@ def rebuild(
         check_fit(model, tensors, source)
         if dict(model.named_buffers()).keys() <= model.state_dict().keys():
             model.to_empty(device="cpu")
-        else:  # what no file keeps must be computed
+        else:  # buffers that no file stores must be computed
             model = build()
     except Exception as error:  # a wrong description fails anywhere in timm and torch
         if isinstance(error, UserError) and str(source) in str(error):
@@ -200,9 +221,9 @@ def load_strict(
     model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: object,
     only: Collection[str] | None = None,
 ) -> None:
-    """Copy ``tensors`` into ``model``; a key missing, left over or misshapen is named.
+    """Copy ``tensors`` into ``model``; UserError as in ``check_fit``.
 
-    Where ``only`` these names are to be there, the model keeps the rest as it is.
+    With ``only``, exactly these names are expected, and the model's other tensors stay as they are.
     """
     check_fit(model, tensors, source, only)
     model.load_state_dict({**model.state_dict(), **tensors})
@@ -212,7 +233,8 @@ def check_fit(
     model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: object,
     only: Collection[str] | None = None,
 ) -> None:
-    """UserError that names keys missing, left over, of another shape, or of integers for floats."""
+    """UserError that names keys that are missing, left over, of another shape, or integers in place
+    of floats."""
     state = model.state_dict()
     expected = {key: state[key] for key in (state if only is None else only)}
     refuse_misfits({
@@ -237,6 +259,12 @@ def refuse_misfits(problems: dict[str, list[str]], source: object, target: str) 
              for what, keys in problems.items() if keys]
     if found:
         raise UserError(f"{source} does not fit {target}: {'; '.join(found)}")
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, where ``model`` is its wrapper for several processes
+    (``DistributedDataParallel``)."""
+    return getattr(model, "module", model)
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

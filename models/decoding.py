@@ -1,59 +1,74 @@
-"""Greedy search, sampling and beam search over any captioner (see ``models.captioner``).
+"""Greedy search, sampling and beam search over any captioner (``models.captioner``).
 
-Batched over images and beams, one cached step a token. An image whose caption is done leaves the
-batch, so a long caption among short ones costs little. Tokens that are returned hold neither the
-start nor the end token.
+All images and beams of a batch take each step together, with cached keys and values. An image whose
+caption has ended leaves the batch, so one long caption among short ones costs little. The tokens
+that are returned contain neither the start nor the end token.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from models.captioner import Captioner, Memory
+
 
 @dataclass(frozen=True)
 class Search:
-    """How captions are searched for; the names and their meaning are transformers' ``generate``'s.
+    """How captions are searched for. Names and meaning are those of transformers' ``generate``.
 
-    A finished caption of n tokens, the end token included, is worth log p / n ** length_penalty.
-    ``early_stopping``: an image is done when it has as many finished captions as beams; otherwise
-    when no open beam, at its present length, is worth more than the worst of them.
+    The score of a finished caption of n tokens, the end token included, is
+    log p / n ** length_penalty.
+    ``early_stopping``: the search for an image stops when it has as many finished captions as
+    beams; otherwise when no running beam, at its present length, scores higher than the worst of
+    them.
     """
 
     beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool = False
     min_length: int = 0  # tokens before the end token
-    no_repeat_ngram: int = 0  # no n-gram of tokens twice; 0: no such rule
+    no_repeat_ngram: int = 0  # no n-gram of tokens occurs twice; 0: no such rule
     max_length: int | None = None  # tokens, the end token included; None: the captioner's
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Search:
+        """What the options of ``inference.options.add_search_options`` ask for."""
+        return cls(beams=args.beam, length_penalty=args.length_penalty, min_length=args.min_length,
+                   no_repeat_ngram=args.no_repeat_ngram, max_length=args.max_length)
 
 
 @torch.inference_mode()
-def generate(captioner, memory, search: Search = Search()) -> list[list[int]]:
-    """The tokens of each image's caption: greedy for one beam, else by beam search."""
+def generate(captioner: Captioner, memory: Memory, search: Search = Search()) -> list[list[int]]:
+    """The tokens of each image's caption: greedy with one beam, else by beam search."""
     if search.beams > 1:
         return beam_search(captioner, memory, search)
-    sampled = _roll_out(captioner, memory, 1, search, lambda logits: logits.argmax(-1))
-    return [_strip(row, captioner.tokenizer.end_id) for row in sampled.tolist()]
+    rows = _write(captioner, memory, 1, search, lambda logits: logits.argmax(-1))
+    return [_before_end(row, captioner.tokenizer.end_id) for row in rows.tolist()]
 
 
 @torch.no_grad()
-def sample(captioner, memory, count: int, search: Search = Search()) -> Tensor:
+def sample(
+    captioner: Captioner, memory: Memory, count: int, search: Search = Search()
+) -> Tensor:
     """(images · count, T) token ids drawn from the captioner's own distribution; the end token
     stands after each caption and fills the rest of its row."""
-    return _roll_out(captioner, memory, count, search,
-                     lambda logits: logits.softmax(-1).multinomial(1)[:, 0])
+    return _write(captioner, memory, count, search,
+                  lambda logits: logits.softmax(-1).multinomial(1)[:, 0])
 
 
-def _roll_out(
-    captioner, memory, count: int, search: Search, choose: Callable[[Tensor], Tensor]
+def _write(
+    captioner: Captioner, memory: Memory, count: int, search: Search,
+    choose: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """``count`` captions an image, each token chosen from its logits (rows, V): (rows, T)."""
+    """``count`` captions an image, (images · count, T) token ids. ``choose`` picks each token from
+    the logits (rows, vocabulary)."""
     end, device = captioner.tokenizer.end_id, memory.features.device
-    images = torch.arange(len(memory), device=device)  # those that are not done
+    images = torch.arange(len(memory), device=device)  # those whose captions have not all ended
     written = torch.full((len(memory), count, _limit(captioner, search)), end, device=device)
     state = captioner.start(memory)
     tokens = torch.full((len(memory),), captioner.tokenizer.start_id, device=device)
@@ -63,19 +78,19 @@ def _roll_out(
             rows = images[:, None].expand(-1, count)
             logits, state = logits[rows.reshape(-1)], captioner.reorder(state, rows)
         _forbid(logits, written[images, :, :position].flatten(0, 1), end, search)
-        tokens = choose(logits.float())
-        before = written[images, :, position - 1] if position else None
-        now = tokens.view(-1, count)
-        if before is not None:
-            now = now.masked_fill(before == end, end)  # what is done stays done
-        written[images, :, position] = now
-        open_ = (now != end).any(1)
-        if not open_.all():
-            if not open_.any():
-                return written[:, :, :position + 1].flatten(0, 1)
-            rows = torch.arange(now.numel(), device=device).view(-1, count)[open_]
-            state, now, images = captioner.reorder(state, rows), now[open_], images[open_]
-        tokens = now.reshape(-1)
+        tokens = choose(logits.float()).view(-1, count)
+        if position:
+            ended = written[images, :, position - 1] == end
+            tokens = tokens.masked_fill(ended, end)
+        written[images, :, position] = tokens
+        running = (tokens != end).any(1)
+        if not running.any():
+            return written[:, :, :position + 1].flatten(0, 1)
+        if not running.all():
+            rows = torch.arange(tokens.numel(), device=device).view(-1, count)[running]
+            state, tokens = captioner.reorder(state, rows), tokens[running]
+            images = images[running]
+        tokens = tokens.reshape(-1)
     return written.flatten(0, 1)
 
 
@@ -85,73 +100,75 @@ class _Finished:
 
     captions: list[tuple[float, list[int]]] = field(default_factory=list)
 
-    def add(self, worth: float, tokens: list[int], beams: int) -> None:
-        self.captions.append((worth, tokens))
+    def add(self, score: float, tokens: list[int], beams: int) -> None:
+        self.captions.append((score, tokens))
         self.captions.sort(key=lambda caption: -caption[0])
         del self.captions[beams:]
 
-    def is_done(self, search: Search, best_open: float) -> bool:
-        """``best_open``: what the best open beam is worth at its present length."""
+    def is_done(self, search: Search, best_running: float) -> bool:
+        """``best_running``: the score of the best running beam at its present length."""
         full = len(self.captions) == search.beams
-        return full and (search.early_stopping or best_open <= self.captions[-1][0])
+        return full and (search.early_stopping or best_running <= self.captions[-1][0])
 
 
 @torch.inference_mode()
-def beam_search(captioner, memory, search: Search) -> list[list[int]]:
-    """The tokens of the most valuable caption of each image.
+def beam_search(captioner: Captioner, memory: Memory, search: Search) -> list[list[int]]:
+    """The tokens of each image's caption of the highest score.
 
     At each step the 2 · beams most probable continuations of an image are ranked. Those that end
-    are finished if they are among the first ``beams``; the first ``beams`` that do not end go on.
-    At ``max_length`` the open beams count as finished as they stand.
+    are finished captions if they are among the first ``beams``; the first ``beams`` that do not end
+    are the running beams of the next step. At ``max_length`` the running beams count as finished.
     """
-    end, device, limit = captioner.tokenizer.end_id, memory.features.device, _limit(captioner,
-                                                                                    search)
+    end, device = captioner.tokenizer.end_id, memory.features.device
+    limit = _limit(captioner, search)
     finished = [_Finished() for _ in range(len(memory))]
-    images = list(range(len(memory)))  # those that are not done
+    images = list(range(len(memory)))  # those whose search has not stopped
     state = captioner.start(memory)
     tokens = torch.full((len(images),), captioner.tokenizer.start_id, device=device)
     written = torch.empty(len(images), 1, 0, dtype=torch.long, device=device)  # (images, beams, t)
-    score = torch.zeros(len(images), 1, device=device)  # log p of each beam
+    beam_log_p = torch.zeros(len(images), 1, device=device)
     for length in range(1, limit + 1):
         logits, state = captioner.step(tokens, state)
         vocabulary = logits.shape[-1]
         log_p = logits.float().log_softmax(-1)
         _forbid(log_p, written.flatten(0, 1), end, search)
-        log_p = log_p.view(*score.shape, vocabulary) + score[..., None]
+        log_p = log_p.view(*beam_log_p.shape, vocabulary) + beam_log_p[..., None]
         best, flat = log_p.flatten(1).topk(min(2 * search.beams, log_p[0].numel()))
         beam, token = flat // vocabulary, flat % vocabulary
         ends = (token == end) | (length == limit)
 
-        worth = best / length**search.length_penalty
+        scores = best / length**search.length_penalty
         ranked = ends[:, :search.beams] & best[:, :search.beams].isfinite()
         for image, rank in ranked.nonzero().tolist():
             row = [*written[image, beam[image, rank]].tolist(), token[image, rank].item()]
-            finished[images[image]].add(worth[image, rank].item(), row, search.beams)
+            finished[images[image]].add(scores[image, rank].item(), row, search.beams)
         if length == limit:
             break
 
-        score, order = best.masked_fill(ends, float("-inf")).topk(min(search.beams, best.shape[1]))
+        beam_log_p, order = best.masked_fill(ends, float("-inf")).topk(
+            min(search.beams, best.shape[1]))
         beam, token = beam.gather(1, order), token.gather(1, order)
-        best_open = (score[:, 0] / length**search.length_penalty).tolist()
+        best_running = (beam_log_p[:, 0] / length**search.length_penalty).tolist()
         rest = [place for place, image in enumerate(images)
-                if not finished[image].is_done(search, best_open[place])]
+                if not finished[image].is_done(search, best_running[place])]
         if not rest:
             break
         rows = beam + torch.arange(len(images), device=device)[:, None] * written.shape[1]
         if len(rest) < len(images):
             images, kept = [images[place] for place in rest], torch.tensor(rest, device=device)
-            rows, token, score = rows[kept], token[kept], score[kept]
+            rows, token, beam_log_p = rows[kept], token[kept], beam_log_p[kept]
         written = torch.cat([written.flatten(0, 1)[rows], token[..., None]], 2)
         state, tokens = captioner.reorder(state, rows), token.reshape(-1)
-    return [_strip(image.captions[0][1], end) for image in finished]
+    return [_before_end(image.captions[0][1], end) for image in finished]
 
 
-def _limit(captioner, search: Search) -> int:
+def _limit(captioner: Captioner, search: Search) -> int:
     return min(search.max_length or captioner.max_length, captioner.max_length)
 
 
 def _forbid(scores: Tensor, written: Tensor, end: int, search: Search) -> None:
-    """Set to -inf, in scores (rows, V), what may not follow ``written`` (rows, t)."""
+    """Set to -inf, in scores (rows, vocabulary), the tokens that may not follow ``written``
+    (rows, t)."""
     n, length = search.no_repeat_ngram, written.shape[1]
     if length < search.min_length:
         scores[:, end] = float("-inf")
@@ -163,5 +180,5 @@ def _forbid(scores: Tensor, written: Tensor, end: int, search: Search) -> None:
         scores[row, windows[row, place, -1]] = float("-inf")
 
 
-def _strip(tokens: list[int], end: int) -> list[int]:
+def _before_end(tokens: list[int], end: int) -> list[int]:
     return tokens[:tokens.index(end)] if end in tokens else tokens

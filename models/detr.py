@@ -1,6 +1,6 @@
 """The parts of DETR (Carion et al. 2020, "End-to-End Object Detection with Transformers") that CATR
-is made of: a dilated ResNet, and layers that know places. Norms come before what they feed;
-parameters are named as in the public files.
+uses: a dilated ResNet, and pre-norm transformer layers that add position embeddings to queries and
+keys. Parameters have the names of the public files.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from models.gpt2 import KeyValue
 
 
 def resnet_body(blocks: tuple[int, ...]) -> nn.Sequential:
-    """A ResNet (He et al. 2016) of so many bottlenecks in each stage; the last stage dilates where
-    others stride, and batch norms are frozen."""
+    """A ResNet (He et al. 2016) with ``blocks`` bottlenecks in its four stages and frozen batch
+    norms; the last stage has dilation in place of its stride."""
     resnet = ResNet(Bottleneck, list(blocks), norm_layer=FrozenBatchNorm2d,
                     replace_stride_with_dilation=[False, False, True])
-    return nn.Sequential(OrderedDict(list(resnet.named_children())[:-2]))  # no pooling, no classes
+    return nn.Sequential(OrderedDict(list(resnet.named_children())[:-2]))  # no pooling, no head
 
 
 def resnet_features(body: nn.Sequential, x: Tensor) -> Tensor:
-    """x (B, 3, H, W) -> (B, 2048, H / 16, W / 16), rounded up: what ``body(x)`` is, but faster, as
-    a frozen norm is folded into the convolution before it."""
+    """x (B, 3, H, W) -> (B, 2048, H / 16, W / 16), rounded up. Equal to ``body(x)`` but faster:
+    each frozen norm is folded into the convolution before it."""
     x = x.contiguous(memory_format=torch.channels_last)
-    x = body.maxpool(_normed(x, body.conv1, body.bn1).relu_())
+    x = body.maxpool(_conv_norm(x, body.conv1, body.bn1).relu_())
     for block in (*body.layer1, *body.layer2, *body.layer3, *body.layer4):
-        y = _normed(x, block.conv1, block.bn1).relu_()
-        y = _normed(y, block.conv2, block.bn2).relu_()
-        y = _normed(y, block.conv3, block.bn3)
-        x = y.add_(_normed(x, *block.downsample) if block.downsample else x).relu_()
+        y = _conv_norm(x, block.conv1, block.bn1).relu_()
+        y = _conv_norm(y, block.conv2, block.bn2).relu_()
+        y = _conv_norm(y, block.conv3, block.bn3)
+        x = y.add_(_conv_norm(x, *block.downsample) if block.downsample else x).relu_()
     return x
 
 
-def _normed(x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
+def _conv_norm(x: Tensor, conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> Tensor:
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return F.conv2d(x, conv.weight * scale[:, None, None, None],
                     norm.bias - norm.running_mean * scale, conv.stride, conv.padding, conv.dilation)
@@ -69,7 +69,8 @@ class Attention(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """mask (B, N), True where there is something to see -> (B, T, C)."""
+        """q (B, heads, T, D), k and v (B, heads, N, D), mask (B, N), False at padding
+        -> (B, T, C)."""
         x = F.scaled_dot_product_attention(
             q, k, v, None if mask is None else mask[:, None, None], is_causal=causal,
             dropout_p=self.drop.p if self.training else 0.0)
@@ -77,7 +78,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """What layers of encoder and decoder share."""
+    """What encoder and decoder layers share."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -86,75 +87,85 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.drop = nn.Dropout()
 
-    def think(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def feed_forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         return x + self.drop(self.linear2(self.drop(F.relu(self.linear1(norm(x))))))
 
 
 class EncoderLayer(Layer):
-    def forward(self, x: Tensor, places: Tensor, mask: Tensor | None) -> Tensor:
-        """x and the embedding of its ``places`` (B, N, C), mask (B, N) -> (B, N, C)."""
+    """Self-attention over the cells of each image, then the feed-forward part."""
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        """x and its position embedding (B, N, C), mask (B, N), False at padding -> (B, N, C)."""
         y, attention = self.norm1(x), self.self_attn
-        q, k = (attention.project(y + places, part) for part in (0, 1))
+        q, k = (attention.project(y + positions, part) for part in (0, 1))
         x = x + self.drop(attention(q, k, attention.project(y, 2), mask))
-        return self.think(x, self.norm2)
+        return self.feed_forward(x, self.norm2)
 
 
 class DecoderLayer(Layer):
-    """B rows of tokens look at M memories as in ``models.gpt2``."""
+    """B rows of tokens attend to M memories, as in ``models.gpt2``."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__(width, heads, hidden)
         self.multihead_attn = Attention(width, heads)
         self.norm3 = nn.LayerNorm(width)
 
-    def project(self, memory: Tensor, places: Tensor) -> KeyValue:
-        """memory (M, N, C) -> keys and values; once an image, whatever is then written."""
-        return (self.multihead_attn.project(memory + places, 1),
+    def project_memory(self, memory: Tensor, positions: Tensor) -> KeyValue:
+        """A memory and its position embedding, (M, N, C) each -> keys and values, computed once an
+        image."""
+        return (self.multihead_attn.project(memory + positions, 1),
                 self.multihead_attn.project(memory, 2))
 
-    def attend(self, x: Tensor, places: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        """x (B, T, C) at ``places`` (T, C): a whole text, or one token after ``past``."""
+    def self_attend(
+        self, x: Tensor, positions: Tensor, past: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]:
+        """x (B, T, C) with its position embedding (T, C) -> (B, T, C), and the keys and values of
+        all tokens so far. x is a whole text, or one token after ``past``."""
         y, attention = self.norm1(x), self.self_attn
-        q, k = (attention.project(y + places, part) for part in (0, 1))
+        q, k = (attention.project(y + positions, part) for part in (0, 1))
         v = attention.project(y, 2)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         return x + self.drop(attention(q, k, v, causal=past is None)), (k, v)
 
-    def look_and_think(
-        self, x: Tensor, places: Tensor, memory: KeyValue, mask: Tensor | None
+    def cross_attend_and_mlp(
+        self, x: Tensor, positions: Tensor, memory: KeyValue, mask: Tensor | None
     ) -> Tensor:
-        seen = self.multihead_attn(self._queries(x, places, len(memory[0])), *memory, mask)
-        return self.think(x + self.drop(seen.view_as(x)), self.norm3)
+        """x (B, T, C) with its position embedding (T, C), mask (M, N) -> (B, T, C)."""
+        attended = self.multihead_attn(self._queries(x, positions, len(memory[0])), *memory, mask)
+        return self.feed_forward(x + self.drop(attended.view_as(x)), self.norm3)
 
-    def weights(self, x: Tensor, places: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
-        """What the tokens see: x (B, T, C) -> (B, heads, T, N) float32; rows sum to 1."""
-        q, k = self._queries(x, places, len(memory[0])).float(), memory[0].float()
+    def attention_weights(
+        self, x: Tensor, positions: Tensor, memory: KeyValue, mask: Tensor | None
+    ) -> Tensor:
+        """Cross-attention of x (B, T, C) -> (B, heads, T, N) float32; rows sum to 1."""
+        q, k = self._queries(x, positions, len(memory[0])).float(), memory[0].float()
         scores = q @ k.transpose(2, 3) / q.shape[-1] ** 0.5  # (M, heads, B / M · T, N)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
         return scores.softmax(-1).unflatten(2, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)
 
-    def _queries(self, x: Tensor, places: Tensor, memories: int) -> Tensor:
-        """x (B, T, C) -> (M, heads, B / M · T, D): all rows of one memory side by side."""
-        y = self.norm2(x) + places
+    def _queries(self, x: Tensor, positions: Tensor, memories: int) -> Tensor:
+        """x (B, T, C) -> (M, heads, B / M · T, D): the queries of all rows of a memory together."""
+        y = self.norm2(x) + positions
         return self.multihead_attn.project(y.view(memories, -1, y.shape[-1]), 0)
 
 
 def stack(layer: type[Layer], count: int, width: int, heads: int, hidden: int) -> nn.ModuleDict:
+    """``count`` layers and the norm after the last of them."""
     return nn.ModuleDict({
         "layers": nn.ModuleList(layer(width, heads, hidden) for _ in range(count)),
         "norm": nn.LayerNorm(width)})
 
 
-def sine_places(grids: list[tuple[int, int]], width: int, device: torch.device) -> Tensor:
-    """The embedding of each grid's cells (M, most cells, width), padded with zeros: sines and
-    cosines of row and of column, which both run to 2π (Carion et al. 2020, Sec. A.4)."""
-    slowness = 10000 ** (torch.arange(0, width // 2, 2, device=device) / (width // 2))
+def sine_positions(grids: list[tuple[int, int]], width: int, device: torch.device) -> Tensor:
+    """The position embedding of each grid's cells, (M, N, width), padded with zeros: sines and
+    cosines of the row and of the column, both scaled to 2π (Carion et al. 2020, Sec. A.4)."""
+    temperatures = 10000 ** (torch.arange(0, width // 2, 2, device=device) / (width // 2))
 
     def along(length: int) -> Tensor:  # (length, width / 2)
-        turns = torch.arange(1, length + 1, device=device) / (length + 1e-6) * 2 * torch.pi
-        angles = turns[:, None] / slowness
+        scaled = torch.arange(1, length + 1, device=device) / (length + 1e-6) * 2 * torch.pi
+        angles = scaled[:, None] / temperatures
         return torch.stack([angles.sin(), angles.cos()], 2).flatten(1)
 
     return pad_sequence([

@@ -1,9 +1,9 @@
 """GPT-2 (Radford et al. 2019) as a decoder with cross-attention, equal to transformers' GPT-2.
 
-Parameters are named as in OpenAI's and Hugging Face's files; matrices that those store
-input-major are ordinary ``nn.Linear`` here, and ``from_gpt2`` turns them over. B rows of tokens may
-look at fewer memories, M: row r looks at memory r // (B / M), so that the beams of one image, or
-its five captions, share one set of keys and values.
+Parameters have the names of OpenAI's and Hugging Face's files. GPT-2 files store matrices as
+(in, out); here they are ordinary ``nn.Linear``, and ``from_gpt2`` transposes. B rows of tokens may
+attend to fewer memories, M: row r attends to memory r // (B / M), so that the beams of one image,
+or its five captions, share one set of keys and values.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class GPT2Config:
     width: int = 768
     layers: int = 12
     heads: int = 12
-    cross_width: int | None = 768  # of queries, keys and values over the memory; None: no memory
+    cross_width: int | None = 768  # of cross-attention; None: there is no cross-attention
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """UserError for what no GPT-2 can be built of."""
+        """UserError for sizes that no GPT-2 can have."""
         sizes = (self.vocab_size, self.max_length, self.width, self.layers, self.heads,
                  self.width if self.cross_width is None else self.cross_width)
         if not all(type(size) is int and size > 0 for size in sizes):
@@ -52,10 +52,10 @@ class SelfAttention(nn.Module):
         self.register_parameter("prefix", None)  # (2, heads, length, C / heads): models.peft
 
     def forward(self, x: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        """x (B, T, C) -> (B, T, C), and the keys and values of everything so far.
+        """x (B, T, C) -> (B, T, C), and the keys and values of all tokens so far.
 
-        The learned keys and values of a prefix stand before every row's own. No past holds them:
-        its length is what counts positions.
+        The learned keys and values of a prefix come before each row's own. The past does not hold
+        them, because its length gives the position of the next token.
         """
         B, T, C = x.shape
         # each (B, H, T, D)
@@ -66,7 +66,7 @@ class SelfAttention(nn.Module):
         if self.prefix is not None:
             k, v = (torch.cat([learned.to(own.dtype).expand(B, -1, -1, -1), own], 2)
                     for learned, own in zip(self.prefix, present, strict=True))
-        mask, before = None, k.shape[2] - T  # the last token sees all, each earlier one less
+        mask, before = None, k.shape[2] - T  # keys before the first query's own
         if T > 1 and before:
             mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device).tril(before)
         x = F.scaled_dot_product_attention(
@@ -86,23 +86,23 @@ class CrossAttention(nn.Module):
         self.c_proj = nn.Linear(config.cross_width, config.width)
 
     def project(self, memory: Tensor) -> KeyValue:
-        """memory (M, N, C) -> keys and values; once an image, whatever is then generated."""
+        """memory (M, N, C) -> keys and values, computed once an image."""
         M, N, _ = memory.shape
         k, v = self.c_attn(memory).view(M, N, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         return k, v  # (M, H, N, D)
 
     def queries(self, x: Tensor, memories: int) -> Tensor:
-        """x (B, T, C) -> (M, H, B / M · T, D): all rows of one memory side by side."""
+        """x (B, T, C) -> (M, H, B / M · T, D): the queries of all rows of a memory together."""
         return self.q_attn(x).view(memories, -1, self.heads, self.q_attn.out_features // self.heads
                                    ).transpose(1, 2)
 
     def forward(self, x: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
-        """x (B, T, C), mask (M, N), True where there is something to see -> (B, T, C)."""
+        """x (B, T, C), mask (M, N), False at padding -> (B, T, C)."""
         B, T, _ = x.shape
         k, v = memory
         q, mask = self.queries(x, len(k)), None if mask is None else mask[:, None, None]
         if self.training and x.device.type == "cpu":
-            # backwards, the fused kernel takes longer than these products: queries are few
+            # With few queries, the fused kernel's backward pass is slower than these products.
             scores = q / q.shape[-1] ** 0.5 @ k.transpose(2, 3)
             if mask is not None:
                 scores = scores.masked_fill(~mask, float("-inf"))
@@ -112,7 +112,7 @@ class CrossAttention(nn.Module):
                 q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
         return self.c_proj(x.transpose(1, 2).reshape(B, T, -1))
 
-    def weights(self, x: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
+    def attention_weights(self, x: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
         """x (B, T, C) -> (B, heads, T, N) float32; rows sum to 1."""
         B, T, _ = x.shape
         k = memory[0]
@@ -125,6 +125,8 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
+    """A pre-norm layer: self-attention, cross-attention where the config has it, MLP."""
+
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.width)
@@ -138,11 +140,13 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.after_attn, self.after_mlp = nn.Identity(), nn.Identity()  # adapters: models.peft
 
-    def attend(self, x: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+    def self_attend(self, x: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         attended, present = self.attn(self.ln_1(x), past)
         return x + self.drop(self.after_attn(attended)), present
 
-    def look_and_think(self, x: Tensor, memory: KeyValue | None, mask: Tensor | None) -> Tensor:
+    def cross_attend_and_mlp(
+        self, x: Tensor, memory: KeyValue | None, mask: Tensor | None
+    ) -> Tensor:
         if memory is not None:
             x = x + self.drop(self.crossattention(self.ln_cross_attn(x), memory, mask))
         hidden = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
@@ -175,8 +179,8 @@ class GPT2(nn.Module):
     ) -> tuple[Tensor, list[KeyValue]]:
         """tokens (B, T), which follow ``past`` -> logits (B, T, vocabulary), and the new past.
 
-        ``where`` (B, T) bool: logits (places, vocabulary) of those places alone; over a large
-        vocabulary, that is where most of a training step goes.
+        With ``where`` (B, T) bool, logits (positions, vocabulary) of the positions that are True.
+        Over a large vocabulary the logits take most of a training step.
         """
         x, presents = self.hidden(tokens, memory, mask, past, where)
         return F.linear(x, self.wte.weight), presents
@@ -185,28 +189,30 @@ class GPT2(nn.Module):
         self, tokens: Tensor, memory: list[KeyValue] | None = None, mask: Tensor | None = None,
         past: list[KeyValue] | None = None, where: Tensor | None = None,
     ) -> tuple[Tensor, list[KeyValue]]:
-        """As ``forward``, but the states after the last norm, (B, T, C) or (places, C)."""
+        """As ``forward``, but the states after the last norm, (B, T, C) or (positions, C)."""
         x = self.embed(tokens, past)
         presents = []
         for layer, block in enumerate(self.h):
-            x, present = block.attend(x, past and past[layer])
-            x = block.look_and_think(x, memory and memory[layer], mask)
+            x, present = block.self_attend(x, past and past[layer])
+            x = block.cross_attend_and_mlp(x, memory and memory[layer], mask)
             presents.append(present)
         return self.ln_f(x if where is None else x[where]), presents
 
     def cross_attention(
         self, tokens: Tensor, memory: list[KeyValue], mask: Tensor | None, layer: int
     ) -> Tensor:
-        """tokens (B, T) -> (B, heads, T, N): what each token's query sees in ``layer``."""
+        """tokens (B, T) -> (B, heads, T, N) float32: the cross-attention weights of each token's
+        query in ``layer`` (0 or more); rows sum to 1."""
         x = self.embed(tokens, None)
-        for index, block in enumerate(self.h):
-            x, _ = block.attend(x, None)
-            if index == layer % len(self.h):
-                return block.crossattention.weights(
-                    block.ln_cross_attn(x), memory[index], mask)
-            x = block.look_and_think(x, memory[index], mask)
+        for block, keys_values in zip(self.h[:layer], memory, strict=False):
+            x, _ = block.self_attend(x, None)
+            x = block.cross_attend_and_mlp(x, keys_values, mask)
+        block = self.h[layer]
+        x, _ = block.self_attend(x, None)
+        return block.crossattention.attention_weights(block.ln_cross_attn(x), memory[layer], mask)
 
     def embed(self, tokens: Tensor, past: list[KeyValue] | None) -> Tensor:
+        """tokens (B, T), which follow ``past`` -> token and position embeddings (B, T, C)."""
         start = past[0][0].shape[2] if past else 0
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         return self.drop(self.wte(tokens) + self.wpe(positions))
@@ -219,17 +225,17 @@ def _initialize(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# --- the public layout --------------------------------------------------------------------------
+# --- OpenAI's and Hugging Face's files ----------------------------------------------------------
 
 MASK_BUFFERS = ("attn.bias", "attn.masked_bias", "crossattention.bias",
                 "crossattention.masked_bias")
 
 
 def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in OpenAI's and Hugging Face's layout -> ours.
+    """A state dict of OpenAI's or Hugging Face's GPT-2 -> one of ``GPT2``.
 
     A ``transformer.`` prefix, the causal-mask buffers and an output layer that repeats the
-    embedding are left out. Their matrices are input-major, embeddings apart.
+    embedding are left out. All matrices but the embeddings are transposed.
     """
     ours = {}
     for key, tensor in tensors.items():
@@ -242,16 +248,16 @@ def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def described_gpt2(fields: dict, tensors: dict[str, Tensor]) -> GPT2Config:
-    """The size that a checkpoint with ``tensors`` says its GPT-2 has."""
+    """The config that a checkpoint with ``tensors`` gives for its GPT-2."""
     config = GPT2Config(**fields)
-    if config.layers > len(tensors):  # before anyone builds them
+    if config.layers > len(tensors):  # a wrong number could be a billion: refused before building
         raise UserError(f"{config.layers} layers, in a file of {len(tensors)} tensors")
     return config
 
 
 def gpt2_config(tensors: dict[str, Tensor], source: object, dropout: float = 0.1) -> GPT2Config:
-    """The size of a GPT-2 from its tensors (``from_gpt2``); heads are 64 wide, as in all public
-    ones. Raises UserError that names what is missing."""
+    """The config of a GPT-2 from its tensors, as ``from_gpt2`` returns them. Heads are 64 wide, as
+    in all public GPT-2 models. Raises UserError that names missing tensors."""
     missing = [key for key in ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight")
                if getattr(tensors.get(key), "ndim", 0) != 2]
     if missing:

@@ -1,13 +1,13 @@
-"""Captioners that change few parameters of a frozen base: inserted, counted, stored, merged.
+"""Captioners that train few parameters over a frozen base.
 
-``cross``    cross-attention to the photo, fresh; every other method has it as well, and adds
+``cross``    fresh cross-attention to the photo; every other method has it too, and adds
 ``adapter``  a bottleneck after each self-attention and each MLP (Houlsby et al. 2019, Sec. 2.1)
 ``prefix``   learned keys and values before each layer's own (Li & Liang 2021, Sec. 4.2)
 ``lora``     low-rank changes of linear layers (Hu et al. 2022, Sec. 4.1), by the peft library
 ``full``     all of the decoder, for comparison
 
-What comes out is a ``Captioner`` like any other. Its file holds the trained tensors alone, and the
-digest of the base that they belong to.
+Each of them gives a ``Captioner``. Its file holds only the trained tensors, and the digest of the
+base that they belong to.
 """
 
 from __future__ import annotations
@@ -22,24 +22,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.captioner import Captioner, see
-from models.checkpoint import digest, load_checkpoint, load_strict, save_checkpoint
+from models.checkpoint import (
+    Opened,
+    digest,
+    load_checkpoint,
+    load_strict,
+    open_file,
+    save_checkpoint,
+)
 from models.gpt2 import GPT2
+from models.vit_gpt2 import ViTGPT2, add_cross_attention
 
 LIMIT = 35_000_000  # trained parameters: the course asks for fewer
-# peft's own "c_attn" would find the one in self- and in cross-attention and no q_attn: the block's
-# part is always named with it.
+# Names within a block. To the peft library a bare "c_attn" would mean the layers of that name in
+# self-attention and in cross-attention, but not q_attn.
 TARGETS = ("attn.c_attn", "attn.c_proj", "crossattention.q_attn", "crossattention.c_attn",
            "crossattention.c_proj")
-OPTIONS = {  # what each method can be told, with its defaults
+OPTIONS = {  # of each method, with their defaults
     "cross": {}, "adapter": {"bottleneck": 64}, "prefix": {"prefix_length": 16},
     "lora": {"rank": 16, "targets": TARGETS}, "full": {}}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method with all of its options; cross-attention as wide as the decoder where that is
-    None."""
+    """A method with all of its options. ``cross_width`` None: cross-attention is as wide as the
+    decoder."""
 
     name: str
     cross_width: int | None
@@ -47,8 +54,8 @@ class Method:
 
 
 def method_of(name: str, cross_width: int | None = None, **options) -> Method:
-    """``options`` that are None have their defaults. Raises UserError for an unknown method, an
-    option of another one, and sizes below 1."""
+    """A method; ``options`` that are None take their defaults. Raises UserError for an unknown
+    method, an option of another method, and sizes below 1."""
     if name not in OPTIONS:
         raise UserError(f"there is no method {name}; there are {', '.join(OPTIONS)}")
     given = {key: value for key, value in options.items() if value is not None}
@@ -65,16 +72,16 @@ def method_of(name: str, cross_width: int | None = None, **options) -> Method:
 # --- inserting ----------------------------------------------------------------------------------
 
 
-def insert(base: Captioner, method: Method, dropout: float = 0.1) -> Captioner:
-    """A captioner over ``base`` with fresh tensors of ``method``, which alone take gradients.
+def insert(base: ViTGPT2, method: Method, dropout: float = 0.1) -> ViTGPT2:
+    """A captioner over ``base`` with fresh tensors of ``method``; only these take gradients.
 
-    The encoder is the base's own; the decoder is a copy.
+    It shares the encoder with the base and has a copy of the decoder.
     """
     heads = base.decoder.config.heads
     if method.cross_width and method.cross_width % heads:
         raise UserError(f"--cross-width {method.cross_width} is no multiple of the decoder's "
                         f"{heads} heads")
-    captioner = see(base, dropout, method.cross_width)
+    captioner = add_cross_attention(base, dropout, method.cross_width)
     add = {"adapter": _add_adapters, "prefix": _add_prefixes, "lora": _add_lora}.get(method.name)
     if add:
         add(captioner.decoder, **method.options)
@@ -86,7 +93,7 @@ def insert(base: Captioner, method: Method, dropout: float = 0.1) -> Captioner:
 
 
 class Adapter(nn.Module):
-    """A bottleneck with a residual of its own; at the start the identity."""
+    """A bottleneck with a residual connection; the identity before training."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -119,9 +126,9 @@ def _add_lora(decoder: GPT2, rank: int, targets: list[str]) -> None:
 
 
 def lora_targets(decoder: GPT2, targets: list[str]) -> list[str]:
-    """The names of all linear layers that ``targets`` mean, a name within the block each.
+    """The full names of the linear layers that ``targets``, names within a block, stand for.
 
-    Raises UserError for one that no block has.
+    Raises UserError for a name that no block has.
     """
     linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
     found = []
@@ -135,8 +142,9 @@ def lora_targets(decoder: GPT2, targets: list[str]) -> list[str]:
     return found
 
 
-def merge_lora(captioner: Captioner) -> None:
-    """Add LoRA's changes to the weights that they change, which then cost nothing more."""
+def merge_lora(captioner: ViTGPT2) -> None:
+    """Add LoRA's changes to the weights that they change: the captioner is then as fast as without
+    LoRA."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(captioner.named_modules()):
@@ -149,12 +157,12 @@ def merge_lora(captioner: Captioner) -> None:
 
 
 def canonical(name: str) -> str:
-    """A tensor's name without what the peft library puts into it."""
+    """A tensor's name without the parts that the peft library adds to it."""
     return re.sub(r"\.(base_layer|default)(?=\.)", "", name)
 
 
-def trained(captioner: Captioner) -> dict[str, Tensor]:
-    """What takes gradients, under canonical names."""
+def trained(captioner: ViTGPT2) -> dict[str, Tensor]:
+    """The parameters that take gradients, under canonical names."""
     return {canonical(name): parameter for name, parameter in captioner.named_parameters()
             if parameter.requires_grad}
 
@@ -174,10 +182,10 @@ def count_parts(tensors: dict[str, Tensor]) -> dict[str, int]:
 # --- files --------------------------------------------------------------------------------------
 
 
-def identity_of(base: Captioner) -> dict[str, str]:
-    """The digest of each half of a base, the tokenizer's file apart.
+def identity_of(base: ViTGPT2) -> dict[str, str]:
+    """The digest of a base's encoder and of its decoder; the tokenizer is left out.
 
-    Over values as float16 holds them, so that a file and its half-size copy are one base.
+    Values are rounded to float16, so that a file and its float16 copy are the same base.
     """
     state = base.state_dict()
     return {part: digest({name: tensor.half() for name, tensor in state.items()
@@ -185,23 +193,27 @@ def identity_of(base: Captioner) -> dict[str, str]:
 
 
 def save_peft(
-    path: str | Path, captioner: Captioner, method: Method, base: dict[str, str], **metadata
+    path: str | Path, captioner: ViTGPT2, method: Method, base: dict[str, str], **metadata
 ) -> None:
-    """Write what was trained, in float16, and which ``base`` it belongs to (``identity_of``)."""
+    """Write the trained tensors, in float16, and the ``base`` that they belong to
+    (``identity_of``)."""
     save_checkpoint(path, trained(captioner), {
         "kind": "peft", "method": asdict(method), "base": base,
         "preprocessing": captioner.preprocessing, **metadata})
 
 
 def load_peft(
-    path: str | Path, base: Captioner, base_words: str, method: str | None = None
-) -> Captioner:
-    """What ``save_peft`` wrote, over ``base``, LoRA merged, in float32 and eval mode.
+    source: str | Path | Opened, base: ViTGPT2, base_words: str, method: str | None = None
+) -> ViTGPT2:
+    """What ``save_peft`` wrote, over ``base``, with LoRA merged, in float32 and eval mode.
 
-    Raises UserError for a file of another base, with the command that trains one for this, which
-    ``base_words`` name on the command line; and for a file of another ``method``.
+    ``base_words`` are the options that name the base on a command line. Raises UserError for a file
+    of another base, with the command that trains one for this base; and for a file of another
+    ``method``.
     """
-    tensors, metadata = load_checkpoint(path, "peft")
+    file = open_file(source)
+    path = file.path
+    tensors, metadata = load_checkpoint(file, "peft")
     try:
         described, digests = dict(metadata["method"]), dict(metadata["base"])
         kind = method_of(described["name"], described["cross_width"], **described["options"])

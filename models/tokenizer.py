@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) and BERT's
 word pieces (Devlin et al. 2019).
 
-The tokenizers library does the work. A tokenizer travels as JSON inside a checkpoint, or comes from
+The tokenizers library does the work. A checkpoint stores its tokenizer as JSON; others come from
 GPT-2's ``encoder.json`` and ``vocab.bpe``, or from BERT's ``vocab.txt``.
 """
 
@@ -17,12 +17,12 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from ckpt import registry
 
-END_OF_TEXT = "<|endoftext|>"  # one token that starts, ends and pads a caption, as GPT-2 has it
-CLS_SEP_PAD = "[CLS]", "[SEP]", "[PAD]"  # the three that do so in BERT's vocabulary
+END_OF_TEXT = "<|endoftext|>"  # GPT-2's one token to start, end and pad a caption
+CLS_SEP_PAD = "[CLS]", "[SEP]", "[PAD]"  # BERT's three tokens for the same
 
 
 class Tokenizer:
-    """What a captioner needs of a tokenizer: ids, special ids, text, words."""
+    """Text to token ids, ids to text and to words, and the ids that start, end and pad a text."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend = backend
@@ -35,49 +35,53 @@ class Tokenizer:
         self.start_id, self.end_id, self.pad_id = ids
 
     def encode(self, text: str) -> list[int]:
-        """The ids of ``text``, without special ones."""
+        """The ids of ``text``, without special tokens."""
         text = text.encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; special ones are left out."""
+        """The text of ``ids``; special tokens are left out."""
         return " ".join(self.backend.decode(ids, skip_special_tokens=True).split())
 
     def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-        """The words of ``decode(ids)``, each with the places in ``ids`` of the tokens that wrote
-        it; special ones wrote none.
+        """The words of ``decode(ids)``, each with the positions in ``ids`` of its tokens; special
+        tokens belong to no word.
 
-        What belongs together the decoder itself says, whatever the kind of its pieces: a token
-        belongs to the last word of the text up to it, or to the next one if it ends in a space.
+        The decoder itself tells which tokens make a word, whatever the kind of its pieces: a token
+        belongs to the last word of the text decoded up to it, or to the next word if that text ends
+        in a space.
         """
-        words, read, owners = self.decode(ids).split(), [], {}
-        for place, token in enumerate(ids):
+        words, so_far, word_of = self.decode(ids).split(), [], {}
+        for position, token in enumerate(ids):
             if self.backend.decode([token], skip_special_tokens=True):
-                read.append(token)
-                text = self.backend.decode(read, skip_special_tokens=True)
-                owner = len(text.split()) - (not text[-1:].isspace())
-                owners[place] = min(owner, len(words) - 1)
-        return [(word, [place for place, owner in owners.items() if owner == number])
+                so_far.append(token)
+                text = self.backend.decode(so_far, skip_special_tokens=True)
+                number = len(text.split()) - (not text[-1:].isspace())
+                word_of[position] = min(number, len(words) - 1)
+        return [(word, [position for position, index in word_of.items() if index == number])
                 for number, word in enumerate(words)]
 
     def to_json(self) -> str:
+        """The tokenizer as JSON, in the format of the tokenizers library."""
         return self.backend.to_str()
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
+        """The tokenizer that ``to_json`` wrote; UserError for a damaged one."""
         try:
             tokenizer = cls(tokenizers.Tokenizer.from_str(text))
-            tokenizer.decode(tokenizer.encode("The dog's 2 b-c."))  # some faults show only here
+            tokenizer.decode(tokenizer.encode("The dog's 2 b-c."))  # some faults show only in use
             return tokenizer
         except (KeyboardInterrupt, UserError):
             raise
-        except BaseException as error:  # what the library panics about is no Exception
+        except BaseException as error:  # a panic in the library is not an Exception
             raise UserError(f"the tokenizer cannot be read: {one_line(error)}") from None
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A BPE over lower-cased captions, in which only letters, digits, apostrophes and hyphens
-    within words count. The metrics know neither capitals nor punctuation, so neither does it."""
+    """A BPE tokenizer over lower-cased captions. It keeps letters, digits, and apostrophes and
+    hyphens within words: the metrics ignore capitals and punctuation, so the captioner need not
+    learn them."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.normalizer = normalizers.Sequence([
         normalizers.NFKC(), normalizers.Lowercase(),
@@ -94,7 +98,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def gpt2_tokenizer(encoder_json: str | Path, vocab_bpe: str | Path) -> Tokenizer:
-    """GPT-2's own, from its two files. UserError that names them where they do not fit."""
+    """GPT-2's tokenizer, from its two files. UserError that names them if they are not that."""
     try:
         model = tokenizers.models.BPE.from_file(str(encoder_json), str(vocab_bpe))
         backend = tokenizers.Tokenizer(model)
@@ -110,10 +114,9 @@ def gpt2_tokenizer(encoder_json: str | Path, vocab_bpe: str | Path) -> Tokenizer
 
 
 def wordpiece_tokenizer(vocab: str | Path) -> Tokenizer:
-    """BERT's lower-casing one, from its ``vocab.txt``; UserError where the file is no such.
+    """BERT's lower-casing tokenizer, from its ``vocab.txt``; UserError for any other file.
 
-    Text is put together as BERT's library does it: no space before . , ? ! nor around an
-    apostrophe.
+    Text is decoded as transformers does it: no space before . , ? ! nor around an apostrophe.
     """
     try:
         model = tokenizers.models.WordPiece.from_file(str(vocab), unk_token="[UNK]")
@@ -133,8 +136,9 @@ def wordpiece_tokenizer(vocab: str | Path) -> Tokenizer:
 
 
 def gpt2_files(weights: str | Path) -> tuple[Path, Path]:
-    """Where ``encoder.json`` and ``vocab.bpe`` for these GPT-2 weights are: beside them, in
-    ``ckpt/``, or in the hub's cache as ``gpt2``'s ``vocab.json`` and ``merges.txt``."""
+    """The paths of ``encoder.json`` and ``vocab.bpe`` for these GPT-2 weights. They are looked for
+    beside the weights, in ``ckpt/``, then in the hub's cache as ``gpt2``'s ``vocab.json`` and
+    ``merges.txt``. UserError if they are nowhere."""
     for folder in (Path(weights).resolve().parent, registry.FOLDER):
         files = folder / "encoder.json", folder / "vocab.bpe"
         if all(file.is_file() for file in files):

@@ -30,13 +30,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data.transform import Transform
-from models.captioner import build_captioner, gpt2_base, load_captioner, save_captioner, see
+from models.captioner_files import load_captioner, save_captioner
 from models.checkpoint import read_tensors, save_checkpoint
 from models.clip import build_clip, load_clip, save_clip
 from models.decoding import generate
 from models.gpt2 import GPT2, GPT2Config
 from models.tokenizer import train_bpe
 from models.vit import build_classifier, build_vit, load_classifier
+from models.vit_gpt2 import add_cross_attention, build_captioner, gpt2_base
 
 PHOTO = Image.new("RGB", (40, 30), "red")
 WRONG = (-1, 0, 3, 10**6, 10**12, 2**63, 1e308, float("nan"), "", "../x", None, True, [], {}, [-1],
@@ -51,7 +52,8 @@ def write_sound_files(folder: Path) -> None:
     tokenizer = train_bpe(["a dog runs", "two men talking"], 300)
     config = GPT2Config(tokenizer.vocab_size, 8, 16, 2, 2, cross_width=None)
     save_captioner(folder / "captioner.safetensors",
-                   see(build_captioner(TINY, config, tokenizer)), about="made up")
+                   add_cross_attention(build_captioner(TINY, config, tokenizer)),
+                   about="made up")
     save_clip(folder / "clip.safetensors",
               build_clip(TINY, config, tokenizer, width=12, img_size=32))
     weights = read_tensors(folder / "classifier.safetensors")[0]

@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-from types import SimpleNamespace
 
-from utils import UserError
+from utils import Compute, UserError
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, make_photo
-from test_gpt2 import toy_captioner
+from makers_caption import TEXTS, toy_captioner
+from safetensors import safe_open
 
+from ckpt import registry
 from inference.caption import patch_features
+from inference.options import add_search_options
 from metrics.cider import CiderReward, cider
 from metrics.ngrams import Corpus
+from models import checkpoint
 from models.captioner import (
     IGNORED,
+    Captioner,
     Memory,
-    build_captioner,
     caption_targets,
-    load_captioner,
-    save_captioner,
-    see,
     teacher_forcing_loss,
     teacher_inputs,
 )
+from models.captioner_files import (
+    blend_captioners,
+    load_captioner,
+    open_checkpoint,
+    save_captioner,
+)
+from models.catr import CATR
 from models.decoding import Search
 from models.gpt2 import GPT2Config
+from models.peft import identity_of, insert, method_of, save_peft
 from models.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, train_bpe
+from models.vit_gpt2 import ViTGPT2, add_cross_attention, build_captioner
 from training import caption
 from training.caption import References, _self_critical
 from training.loop import parameter_groups
-
-TEXTS = ["A dog runs .", "The man 's dog , a tri-colored one , runs !", "two men -- talking",
-         "a café"]
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +53,16 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def captioner(tokenizer):
+def base(tokenizer):
     torch.manual_seed(0)
     config = GPT2Config(tokenizer.vocab_size, 12, 16, 2, 2, cross_width=None)
-    return see(build_captioner(TINY, config, tokenizer)).eval()
+    return build_captioner(TINY, config, tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def captioner(base):
+    torch.manual_seed(0)
+    return add_cross_attention(base).eval()
 
 
 def test_bpe_keeps_words_and_drops_what_metrics_do_not_know(tokenizer):
@@ -107,7 +120,7 @@ def test_the_loss_counts_the_end_token_and_no_padding(captioner):
     memory = Memory(torch.randn(2, 4, captioner.encoder.embed_dim), [(2, 2)] * 2)
     texts = ["a dog", "two men talking"]
     targets = caption_targets(captioner, texts)
-    loss, right = teacher_forcing_loss(captioner, memory, targets)
+    loss, accuracy = teacher_forcing_loss(captioner, memory, targets)
     expected, hits = [], []
     for image, text in enumerate(texts):
         ids = [*captioner.tokenizer.encode(text), captioner.tokenizer.end_id]
@@ -116,7 +129,7 @@ def test_the_loss_counts_the_end_token_and_no_padding(captioner):
         expected += [-logits[i].log_softmax(-1)[token] for i, token in enumerate(ids)]
         hits += [logits[i].argmax().item() == token for i, token in enumerate(ids)]
     assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5)
-    assert right == pytest.approx(np.mean(hits))
+    assert accuracy == pytest.approx(np.mean(hits))
     wider = F.pad(targets, (0, 3), value=IGNORED)[:, :12]
     assert teacher_forcing_loss(captioner, memory, wider)[0].item() == pytest.approx(loss.item())
 
@@ -174,25 +187,25 @@ def test_self_critical_loss_reinforces_what_beat_the_other_samples(captioner):
 
 def test_stored_features_follow_encoder_and_files(captioner, tmp_path, monkeypatch):
     paths = [make_photo(tmp_path / f"{i}.png", i) for i in range(3)]
-    args = SimpleNamespace(device="cpu", precision="fp32", batch_size=2)
-    first = patch_features(captioner, paths, args, tmp_path / "f")
+    compute = Compute("cpu", "fp32", 2)
+    first = patch_features(captioner, paths, compute, tmp_path / "f")
     assert first.shape == (3, 100, 64) and first.dtype == np.float16
     monkeypatch.setattr(captioner, "encode", lambda images: pytest.fail("encoded again"))
-    assert np.array_equal(patch_features(captioner, paths, args, tmp_path / "f"), first)
+    assert np.array_equal(patch_features(captioner, paths, compute, tmp_path / "f"), first)
     monkeypatch.undo()
     make_photo(paths[0], 2)
-    changed = patch_features(captioner, paths, args, tmp_path / "f")
+    changed = patch_features(captioner, paths, compute, tmp_path / "f")
     assert not np.array_equal(changed[0], first[0]) and np.array_equal(changed[1:], first[1:])
     bias = captioner.encoder.norm.bias
     with torch.no_grad():
         bias += 1
-    shifted = patch_features(captioner, paths, args, tmp_path / "f")
+    shifted = patch_features(captioner, paths, compute, tmp_path / "f")
     with torch.no_grad():
         bias -= 1
     assert not np.array_equal(shifted[1], changed[1])
     paths[1].write_bytes(b"no photo")
     with pytest.raises(UserError, match="1.png: not an image"):
-        patch_features(captioner, paths, args, tmp_path / "f")
+        patch_features(captioner, paths, compute, tmp_path / "f")
     assert len(list((tmp_path / "f").iterdir())) == 3  # nothing half written
 
 
@@ -207,13 +220,72 @@ def test_a_checkpoint_is_the_captioner_again(captioner, tmp_path):
         load_captioner(tmp_path / "c.safetensors", "base")
 
 
-def test_a_captioner_keeps_what_its_base_knows(tokenizer):
-    config = GPT2Config(tokenizer.vocab_size, 12, 16, 2, 2, cross_width=None)
-    base = build_captioner(TINY, config, tokenizer).eval()
-    captioner = see(base, cross_width=8).eval()
+def test_a_captioner_keeps_what_its_base_knows(base):
+    captioner = add_cross_attention(base, cross_width=8).eval()
     assert captioner.memory_proj.weight.shape == (16, 64)  # widths differ: projected
     tokens = torch.randint(captioner.tokenizer.vocab_size, (2, 5))
     assert torch.equal(captioner(None, tokens), base(None, tokens))
+
+
+def test_both_architectures_are_captioners():
+    assert issubclass(ViTGPT2, Captioner) and issubclass(CATR, Captioner)
+    for shared in ("forward", "step", "reorder", "cross_attention", "check_layer", "transform"):
+        assert not {shared} & (vars(ViTGPT2).keys() | vars(CATR).keys()), shared
+    with pytest.raises(TypeError, match="abstract"):
+        Captioner(None, {})
+
+
+def test_a_checkpoint_is_read_once(base, captioner, tmp_path, monkeypatch):
+    method = method_of("adapter", bottleneck=4)
+    save_captioner(tmp_path / "captioner.safetensors", captioner)
+    save_captioner(tmp_path / "base.safetensors", base)
+    save_peft(tmp_path / "peft.safetensors", insert(base, method), method, identity_of(base))
+    monkeypatch.setattr(registry, "BASE", tmp_path / "base.safetensors")
+    read = []
+    monkeypatch.setattr(checkpoint, "safe_open", lambda path, **options: (
+        read.append(path.name), safe_open(path, **options))[1])
+    assert open_checkpoint(tmp_path / "captioner.safetensors").metadata["kind"] == "captioner"
+    assert read == ["captioner.safetensors"]
+    assert open_checkpoint(tmp_path / "peft.safetensors").metadata["kind"] == "peft"
+    assert read[1:] == ["peft.safetensors", "base.safetensors"]
+
+
+def test_an_unknown_architecture_is_refused(captioner, tmp_path):
+    save_captioner(tmp_path / "c.safetensors", captioner, architecture="lstm")
+    with pytest.raises(UserError, match="c.safetensors describes its model wrongly: .* lstm"):
+        load_captioner(tmp_path / "c.safetensors")
+
+
+def test_a_blend_lies_between_two_captioners(base, captioner, tmp_path):
+    other = add_cross_attention(base)
+    for parameter in other.decoder.parameters():
+        parameter.data += 0.5
+    paths = [tmp_path / f"{name}.safetensors" for name in ("first", "second", "misfit")]
+    for path, model in zip(paths, (captioner, other, add_cross_attention(base, cross_width=8)),
+                           strict=True):
+        save_captioner(path, model)
+    blended = blend_captioners(*paths[:2], 0.25).state_dict()
+    first, second = (load_captioner(path).state_dict() for path in paths[:2])
+    assert blended.keys() == first.keys()
+    for key, tensor in blended.items():
+        torch.testing.assert_close(tensor, 0.75 * first[key] + 0.25 * second[key])
+    for pair in (paths[0], paths[2]), (paths[2], paths[0]):
+        with pytest.raises(UserError, match=rf"{pair[1].name} does not fit the model: .*crossatt"):
+            blend_captioners(*pair, 0.5)
+    tokenizer = train_bpe(["zebra crossing"] * 3, 300)
+    config = GPT2Config(tokenizer.vocab_size, 12, 16, 2, 2)
+    save_captioner(paths[2], build_captioner(TINY, config, tokenizer))
+    with pytest.raises(UserError, match="misfit.safetensors have different tokenizers"):
+        blend_captioners(paths[0], paths[2], 0.5)
+
+
+def test_a_search_comes_from_its_options():
+    parser = argparse.ArgumentParser()
+    add_search_options(parser)
+    words = ["--beam", "2", "--length-penalty", "0.5", "--min-length", "3", "--max-length", "9",
+             "--no-repeat-ngram", "4"]
+    assert Search.from_args(parser.parse_args(words)) == Search(
+        beams=2, length_penalty=0.5, min_length=3, max_length=9, no_repeat_ngram=4)
 
 
 def test_decay_spares_norms_biases_and_embeddings():

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import utils
-from utils import UserError
+from utils import Compute, UserError
 
 import numpy as np
 import pytest
 import torch
-from conftest import error_lines, make_photo
+from conftest import error_lines, make_photo, run_inside
 from fixtures.deterministic_fill import fill
+from makers_caption import coco, write_json
 from PIL import Image
-from test_p2_score import coco, write
 
-import p2_attn_vis
-import p2_caption
 from data.photos import list_images
 from data.transform import Transform
 from figures import maps
 from inference.caption import encoded_batches
 from models import catr as catr_module
-from models.captioner import load_captioner, save_captioner
+from models.captioner_files import load_captioner, save_captioner
 from models.catr import CATR, CATRConfig, open_catr
 from models.checkpoint import load_strict, read_tensors
 from models.decoding import Search, generate
@@ -40,7 +36,6 @@ PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{letter}" for lett
 TINY = CATRConfig(blocks=(1, 1, 1, 1), width=32, heads=4, encoder_layers=2, decoder_layers=2,
                   hidden=48, mlp=24, vocab_size=len(PIECES), max_length=128)
 CPU = ["--device", "cpu", "--precision", "fp32"]
-ARGS = SimpleNamespace(device="cpu", precision="fp32", batch_size=3)
 
 
 def filled(catr: CATR) -> CATR:
@@ -88,9 +83,10 @@ def paths(files):
     return list_images(files / "photos")
 
 
-def memory_of(catr, paths):
-    (_, memory), = encoded_batches(
-        catr, paths, SimpleNamespace(**vars(ARGS) | {"batch_size": 99}), [], "encode")
+def encoded(catr, paths):
+    """The memory of photos in one batch."""
+    compute = Compute("cpu", "fp32", len(paths))
+    (_, memory), = encoded_batches(catr, paths, compute, [], "encode")
     return memory
 
 
@@ -130,8 +126,8 @@ def test_folded_norms_change_nothing(catr):
     torch.testing.assert_close(resnet_features(body, x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_cached_steps_equal_the_full_pass_over_all_places(catr, paths):
-    memory = memory_of(catr, paths[:2])
+def test_cached_steps_equal_the_full_pass_over_all_positions(catr, paths):
+    memory = encoded(catr, paths[:2])
     tokens = torch.randint(4, TINY.vocab_size, (6, TINY.max_length))
     tokens[:, 0] = catr.tokenizer.start_id
     full = catr(memory, tokens)
@@ -147,16 +143,16 @@ def test_cached_steps_equal_the_full_pass_over_all_places(catr, paths):
 
 def test_a_photo_is_seen_alone_whatever_its_batch(catr, paths):
     # PEERS: padding that leaks into the photo; caption state shared between images
-    memory = memory_of(catr, paths)
+    memory = encoded(catr, paths)
     assert memory.grids == [(2, 4), (4, 2), (4, 4), (4, 3), (2, 4), (1, 4)]
     tokens = torch.randint(4, TINY.vocab_size, (len(paths), 6))
     logits, attention = catr(memory, tokens), catr.cross_attention(memory, tokens)
     for search in (Search(max_length=12), Search(beams=3, max_length=12)):
         captions = generate(catr, memory, search)
-        assert captions == [generate(catr, memory_of(catr, [path]), search)[0] for path in paths]
+        assert captions == [generate(catr, encoded(catr, [path]), search)[0] for path in paths]
         assert len(set(map(tuple, captions))) >= 3
     for number, path in enumerate(paths):
-        alone, (rows, cols) = memory_of(catr, [path]), memory.grids[number]
+        alone, (rows, cols) = encoded(catr, [path]), memory.grids[number]
         assert alone.mask is None and alone.features.shape[1] == rows * cols
         row = tokens[number:number + 1]
         torch.testing.assert_close(logits[number], catr(alone, row)[0], atol=1e-4, rtol=1e-4)
@@ -167,12 +163,12 @@ def test_a_photo_is_seen_alone_whatever_its_batch(catr, paths):
 
 
 def test_captions_of_one_photo_share_its_memory(catr, paths):
-    memory = memory_of(catr, paths[:2])
+    memory = encoded(catr, paths[:2])
     tokens = torch.randint(4, TINY.vocab_size, (6, 5))
     for read in (catr, catr.cross_attention):
         both = read(memory, tokens)
         for number in range(6):
-            alone = read(memory_of(catr, paths[number // 3:number // 3 + 1]), tokens[[number]])
+            alone = read(encoded(catr, paths[number // 3:number // 3 + 1]), tokens[[number]])
             torch.testing.assert_close(both[number, ..., :alone.shape[-1]], alone[0],
                                        atol=1e-4, rtol=1e-4)
     with pytest.raises(UserError, match="layer 2 does not exist: the decoder has layers 0 to 1"):
@@ -214,7 +210,7 @@ def test_word_pieces_are_berts(files):
 
 
 def test_other_vocabularies_are_refused(files, tmp_path):
-    write(tmp_path / "v.json", {})
+    write_json(tmp_path / "v.json", {})
     with pytest.raises(UserError, match=r"is not BERT's vocabulary: it has no \[UNK\]"):
         wordpiece_tokenizer(tmp_path / "v.json")
     with pytest.raises(UserError, match="is no vocabulary"):
@@ -228,15 +224,12 @@ def test_other_vocabularies_are_refused(files, tmp_path):
 
 @pytest.fixture
 def here(capsys, monkeypatch):
-    """Runs a script in this process, in which the public CATR is a tiny one."""
+    """Runs the script of a name in this process, in which the public CATR is a tiny one."""
     monkeypatch.setattr(catr_module, "CATRConfig", lambda **config: TINY)
     monkeypatch.setitem(catr_module.PREPROCESSING, "size", (64, 64))
 
     def run(script, *words):
-        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-            patch.setattr(sys, "argv", [script.__name__, *map(str, words)])
-            utils.run(script.main)
-        return subprocess.CompletedProcess(words, end.value.code, *capsys.readouterr())
+        return run_inside(importlib.import_module(script), *words, capsys=capsys)
 
     return run
 
@@ -248,11 +241,11 @@ def public(files, *words):
 
 def test_public_weights_and_their_checkpoint_caption_alike(files, here, tmp_path):
     converted = tmp_path / "converted.safetensors"
-    result = here(p2_caption, "convert", *public(files, "--output", converted)[2:])
+    result = here("p2_caption", "convert", *public(files, "--output", converted)[2:])
     assert result.returncode == 0, result.stderr
     written = []
     for source in (public(files), ["--checkpoint", converted]):
-        result = here(p2_caption, "predict", "--images", files / "photos", "--output",
+        result = here("p2_caption", "predict", "--images", files / "photos", "--output",
                       tmp_path / "o.json", "--max-length", "12", "--batch-size", "4", *source, *CPU)
         assert result.returncode == 0, result.stderr
         written.append(json.loads((tmp_path / "o.json").read_text()))
@@ -269,7 +262,7 @@ def test_weights_are_read_however_they_are_wrapped(files, tmp_path):
 
 @pytest.fixture(scope="module")
 def captions_file(files, paths):
-    return write(files / "captions.json", coco({
+    return write_json(files / "captions.json", coco({
         path.name: [f"A {('red', 'green', 'blue')[number % 3]} square.", "the man's ski"]
         for number, path in enumerate(paths)}))
 
@@ -277,7 +270,7 @@ def captions_file(files, paths):
 @pytest.mark.parametrize("factor, words", [("0", []), ("1", ["--augment", "flip", "jitter"])])
 def test_it_is_fine_tuned(files, here, captions_file, tmp_path, factor, words):
     result = here(
-        p2_caption, "train", *public(files), "--images", files / "photos", "--captions",
+        "p2_caption", "train", *public(files), "--images", files / "photos", "--captions",
         captions_file, "--hold-out", "2", "--out", tmp_path, "--epochs", "1", "--lr", "0.01",
         "--warmup", "0", "--workers", "0", "--encoder-lr", factor, "--max-length", "12", *words,
         *CPU)
@@ -301,16 +294,18 @@ def test_figures_show_each_words_cells_on_the_whole_photo(
     boxes = []
     monkeypatch.setattr(maps, "word_panels",
                         lambda photo, maps, box, *rest: boxes.append((photo.size, box)))
-    given = write(tmp_path / "given.json", {path.stem: "the man's skis" for path in paths})
-    result = here(p2_attn_vis, *public(files), "--images", files / "photos", "--captions", given,
+    given = write_json(tmp_path / "given.json", {path.stem: "the man's skis" for path in paths})
+    result = here("p2_attn_vis", *public(files), "--images", files / "photos", "--captions", given,
                   "--output", tmp_path, "--npz", tmp_path / "maps.npz", *CPU)
     assert result.returncode == 0, result.stderr
-    images, arrays = json.loads(result.stdout)["images"], np.load(tmp_path / "maps.npz")
+    printed, arrays = json.loads(result.stdout), np.load(tmp_path / "maps.npz")
+    images = printed["images"]
+    assert printed["checkpoint"] == str(files / "public.pth")
     assert [row["grid"] for row in images] == [[2, 4], [4, 2], [4, 4], [4, 3], [2, 4], [1, 4]]
     ids = torch.tensor([[*catr.tokenizer.encode("the man's skis"), 3]])
     for path, row in zip(paths, images, strict=True):
         assert [word["word"] for word in row["words"]] == ["the", "man's", "skis", "<end>"]
-        seen = catr.cross_attention(memory_of(catr, [path]), ids)[0].mean(0)
+        seen = catr.cross_attention(encoded(catr, [path]), ids)[0].mean(0)
         expected = torch.stack([part.mean(0) for part in seen.split([3, 3, 2, 1])])
         np.testing.assert_allclose(arrays[path.stem].reshape(4, -1), expected, atol=1e-5)
     assert len(boxes) == 6 and all(box == (0, 0, *size) for size, box in boxes)
@@ -327,7 +322,7 @@ def test_figures_show_each_words_cells_on_the_whole_photo(
 ])
 def test_bad_input_gets_one_line(files, here, monkeypatch, words, status, message):
     monkeypatch.chdir(files)
-    result = here(p2_attn_vis, "--images", "photos", "--output", "new", *words.split(), *CPU)
+    result = here("p2_attn_vis", "--images", "photos", "--output", "new", *words.split(), *CPU)
     lines = error_lines(result)
     assert result.returncode == status and len(lines) == 1 and message in lines[0], result.stderr
 
@@ -338,6 +333,6 @@ def test_bad_input_gets_one_line(files, here, monkeypatch, words, status, messag
     ("train --out new --hold-out 2 --decoder x", "--vocab has no effect on what --decoder gives"),
 ])
 def test_what_has_no_effect_is_refused(files, here, captions_file, words, message):
-    result = here(p2_caption, *words.split(), "--images", files / "photos", "--captions",
+    result = here("p2_caption", *words.split(), "--images", files / "photos", "--captions",
                   captions_file, *public(files), *CPU)
     assert result.returncode == 1 and message in error_lines(result)[-1], result.stderr

@@ -507,16 +507,17 @@ def test_an_unreadable_photo_costs_clipscore_alone(tmp_path, captioned, clip_fil
 
 def test_eval_reports_clipscore_where_there_is_a_clip(
         tmp_path, captioned, clip_file, capsys, monkeypatch):  # noqa: F811
-    from test_captioner import TEXTS
+    from makers_caption import TEXTS
 
-    from models.captioner import build_captioner, save_captioner, see
+    from models.captioner_files import save_captioner
     from models.gpt2 import GPT2Config
     from models.tokenizer import train_bpe
+    from models.vit_gpt2 import add_cross_attention, build_captioner
 
     folder, references, _ = captioned
     tokenizer = train_bpe(TEXTS * 3, 300)
     config = GPT2Config(tokenizer.vocab_size, 8, 16, 1, 2, cross_width=None)
-    captioner = see(build_captioner("test_vit", config, tokenizer))
+    captioner = add_cross_attention(build_captioner("test_vit", config, tokenizer))
     save_captioner(tmp_path / "c.safetensors", captioner)
     words = ["eval", "--images", folder, "--captions", references, "--checkpoint",
              tmp_path / "c.safetensors", "--beam", "1", *CPU]

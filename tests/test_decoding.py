@@ -7,30 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_gpt2 import random_gpt2, toy_captioner
+from makers_caption import END, biased, memory_of, random_gpt2, toy_captioner
 
 from models.captioner import Memory, State
 from models.decoding import Search, beam_search, generate, sample
-
-END = 0
-
-
-def memory_of(count: int, seed: int = 0, width: int = 24) -> Memory:
-    torch.manual_seed(seed)
-    return Memory(torch.randn(count, 5, width), [(1, 5)] * count)
-
-
-def biased(captioner, bias):
-    """The captioner with ``bias`` (scalar or one an image) added to the end token's logit."""
-    plain = captioner.step
-
-    def step(tokens, state):
-        logits, state = plain(tokens, state)
-        logits[:, END] += bias
-        return logits, state
-
-    captioner.step = step
-    return captioner
 
 
 class Table:

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from utils import UserError
 
 import pytest
 import torch
-from torch import nn
+from makers_caption import random_gpt2, toy_captioner
 
-from models.captioner import Captioner, Memory
+from models.captioner import Memory
 from models.checkpoint import load_strict
-from models.gpt2 import GPT2, GPT2Config, from_gpt2, gpt2_config
-
-
-def toy_captioner(vocab_size: int = 30, encoder_width: int = 24, **options) -> Captioner:
-    """A random decoder on memories that are given, not encoded."""
-    tokenizer = SimpleNamespace(start_id=0, end_id=0, pad_id=0, vocab_size=vocab_size)
-    encoder = nn.Module()
-    encoder.embed_dim = encoder_width
-    config = GPT2Config(vocab_size, **{"max_length": 32, "width": 24, "layers": 2, "heads": 3,
-                                       "cross_width": 24, **options})
-    captioner = Captioner(encoder, config, tokenizer, {}, {}).eval().requires_grad_(False)
-    for parameter in captioner.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    return captioner
-
-
-def random_gpt2(seed: int):
-    """(transformers' GPT-2 with cross-attention, a captioner of ours with its weights)."""
-    from transformers import GPT2Config as TheirConfig
-    from transformers import GPT2LMHeadModel
-
-    torch.manual_seed(seed)
-    theirs = GPT2LMHeadModel(TheirConfig(
-        vocab_size=30, n_positions=32, n_embd=24, n_layer=2, n_head=3, add_cross_attention=True,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0)).eval().requires_grad_(False)
-    for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=0.4)
-    captioner = toy_captioner()
-    load_strict(captioner.decoder, from_gpt2(theirs.state_dict()), "transformers")
-    return theirs, captioner
+from models.gpt2 import GPT2, from_gpt2, gpt2_config
 
 
 def test_logits_equal_transformers():
@@ -123,7 +92,7 @@ def test_past_longer_than_one_token_hides_no_token_from_itself():
     assert torch.allclose(rest, full[:, 3:], atol=1e-5)
 
 
-def test_logits_of_some_places_are_those_of_all():
+def test_logits_of_some_positions_are_those_of_all():
     captioner = toy_captioner()
     memory, tokens = Memory(torch.randn(2, 7, 24), []), torch.randint(30, (4, 6))
     where = torch.rand(4, 6) < 0.5

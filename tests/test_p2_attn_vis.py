@@ -9,6 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
+from utils import Compute
+
 import numpy as np
 import pytest
 import tokenizers
@@ -23,17 +25,25 @@ from conftest import (
     run_script,
     write_classifier,
 )
+from makers_caption import (
+    END,
+    biased,
+    coco,
+    memory_of,
+    random_gpt2,
+    write_captioner,
+    write_json,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from test_decoding import END, biased, memory_of
-from test_gpt2 import random_gpt2
 
 import p2_attn_vis
 from data.photos import list_images
 from data.transform import Transform
 from figures import maps as figure_maps
 from figures import style
-from models.captioner import build_captioner, load_captioner, save_captioner, see
+from models.captioner_files import load_captioner
+from models.clip import build_clip, save_clip
 from models.decoding import Search, generate
 from models.gpt2 import GPT2Config
 from models.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, train_bpe
@@ -47,18 +57,7 @@ TEXTS = ["a red square", "a green square", "the man's tri-colored dog", "un cafÃ
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A captioner of two layers and two heads that sees photos and writes nonsense about them."""
-    path = tmp_path_factory.mktemp("captioner") / "tiny.safetensors"
-    torch.manual_seed(1)
-    tokenizer = train_bpe(TEXTS, 300)
-    model = see(build_captioner(TINY, GPT2Config(tokenizer.vocab_size, LENGTH, 16, 2, 2, None),
-                                tokenizer))
-    for name, parameter in model.named_parameters():  # or all photos would get one caption
-        if parameter.ndim > 1 and not name.startswith("encoder.") and "wte" not in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    model.decoder.wte.weight.data[tokenizer.end_id] *= 1.5  # or no caption would end
-    save_captioner(path, model)
-    return path
+    return write_captioner(tmp_path_factory.mktemp("captioner") / "tiny.safetensors", TEXTS, LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +85,12 @@ def here(capsys, checkpoint):
     return run
 
 
-def write(path: Path, content) -> Path:
-    path.write_text(json.dumps(content))
-    return path
-
-
 def one_word_a_token(ids):
     return [(str(token), [place]) for place, token in enumerate(ids) if token != 0]
 
 
 def encoded(captioner, paths):
-    transform = Transform.from_fields(captioner.preprocessing)
+    transform = captioner.transform
     pixels = np.stack([transform.load(path) for path in paths])
     with torch.no_grad():
         return captioner.encode(transform.normalize(torch.from_numpy(pixels)))
@@ -214,7 +208,7 @@ def test_numbers_of_known_maps():
 
 
 def words_by_offsets(tokenizer, text: str) -> list[tuple[str, list[int]]]:
-    """By the places in ``text`` that the library gives with each token of it."""
+    """By the offsets in ``text`` that the library gives with each token."""
     words, start = [], 0
     for word in text.split():
         start = text.index(word, start)
@@ -254,7 +248,7 @@ def test_pieces_merge_by_the_tokenizers_own_offsets(tokenizer, text):
     words = tokenizer.words(ids)
     assert words == words_by_offsets(tokenizer, text)
     assert [word for word, _ in words] == text.split()
-    end = tokenizer.end_id  # special tokens are of no word, and move the places of others
+    end = tokenizer.end_id  # special tokens belong to no word and shift the rest
     assert tokenizer.words([end, *ids, end]) == [
         (word, [place + 1 for place in places]) for word, places in words]
 
@@ -445,7 +439,7 @@ def test_given_captions_are_drawn_whatever_the_captioner_would_write(
         tmp_path, folder, here, captioner):
     paths = list_images(folder)
     texts = ["A red, red square!", "", "a çŒ« " + "square " * 20]
-    given = write(tmp_path / "mine.json", {
+    given = write_json(tmp_path / "mine.json", {
         paths[0].stem: texts[0], paths[1].name: texts[1], paths[2].stem: texts[2], "other": "x"})
     result = here("--images", folder, "--output", tmp_path / "out", "--captions", given,
                   "--npz", tmp_path / "maps.npz")
@@ -462,18 +456,11 @@ def test_given_captions_are_drawn_whatever_the_captioner_would_write(
     np.testing.assert_allclose(kept[paths[0].stem], maps.mean(0), atol=1e-5)
 
 
-def test_a_caption_may_end_for_want_of_room(tmp_path, folder, here):
+def test_a_caption_may_fill_all_positions(tmp_path, folder, here):
     result = here("--images", folder, "--output", tmp_path, "--max-length", "1")
     assert result.returncode == 0, result.stderr
     for row in json.loads(result.stdout)["images"]:
         assert len(row["words"]) == 1
-
-
-def coco(named: dict[str, list[str]]) -> dict:
-    pairs = [(image, text) for image, texts in enumerate(named.values()) for text in texts]
-    return {"images": [{"file_name": name, "id": image} for image, name in enumerate(named)],
-            "annotations": [{"caption": text, "image_id": image, "id": number}
-                            for number, (image, text) in enumerate(pairs)]}
 
 
 def test_best_and_worst_are_drawn_and_all_are_ranked(tmp_path, folder, here, drawn, monkeypatch):
@@ -484,8 +471,8 @@ def test_best_and_worst_are_drawn_and_all_are_ranked(tmp_path, folder, here, dra
         asked.append(dict(zip(names, texts, strict=True)))
         return np.array([0.5, 0.75, 0.25])
 
-    monkeypatch.setattr(p2_attn_vis, "clip_scorer", lambda args: scores)
-    references = write(tmp_path / "val.json", coco(
+    monkeypatch.setattr(p2_attn_vis, "clip_scorer", lambda source, compute: scores)
+    references = write_json(tmp_path / "val.json", coco(
         {path.name: [f"first of {path.stem}", "second"] for path in paths} | {"x.jpg": ["y"]}))
     (tmp_path / "photos").mkdir()
     for path in paths:
@@ -513,15 +500,27 @@ def test_best_and_worst_are_drawn_and_all_are_ranked(tmp_path, folder, here, dra
         assert f"CLIPScore {score:.3f}, the {kind} of 3 captions" in texts
         assert f"reference: first of {path.stem}" in texts
     # of captions that are given, with a photo that cannot be read
-    given = write(tmp_path / "mine.json", {path.stem: f"a {i}" for i, path in enumerate(paths)}
+    given = write_json(tmp_path / "mine.json", {path.stem: f"a {i}" for i, path in enumerate(paths)}
                   | {"broken": "z"})
-    references = write(tmp_path / "val.json", coco(
+    references = write_json(tmp_path / "val.json", coco(
         {path.name: ["r"] for path in [*paths, Path("broken.jpg")]}))
     result = here("--images", tmp_path / "photos", "--output", tmp_path / "again", "--best-worst",
                   "--refs", references, "--captions", given)
     assert result.returncode == 3 and "broken.jpg: empty file" in result.stderr
     assert list(asked[1].values()) == ["a 0", "a 1", "a 2"]
     assert json.loads(result.stdout)["best"]["caption"] == "a 1"
+
+
+def test_captions_are_scored_by_the_clip_that_is_named(tmp_path, folder):
+    tokenizer = train_bpe(TEXTS, 300)
+    config = GPT2Config(tokenizer.vocab_size, LENGTH, 16, 1, 2, cross_width=None)
+    save_clip(tmp_path / "clip.safetensors",
+              build_clip(TINY, config, tokenizer, width=12, img_size=32))
+    score = p2_attn_vis.clip_scorer(str(tmp_path / "clip.safetensors"), Compute("cpu", "fp32", 2))
+    paths = list_images(folder)
+    scores = score(paths, TEXTS[:3])
+    assert scores.shape == (3,) and (scores >= 0).all() and (scores <= 2.5).all()
+    np.testing.assert_allclose(score(paths[1:2], TEXTS[1:2]), scores[1:2], atol=1e-5)
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -561,12 +560,12 @@ def test_bad_input_gets_one_line(tmp_path, here, monkeypatch, words, status, mes
         (tmp_path / name).write_text("text")
     for name, content in (("list", []), ("one", {"0": "a"}), ("both", {"0": "a", "0.png": "b"}),
                           ("r", coco({"0.png": ["a"]}))):
-        write(tmp_path / f"{name}.json", content)
+        write_json(tmp_path / f"{name}.json", content)
     if "classifier.safetensors" in words:
         write_classifier(tmp_path / "classifier.safetensors")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(p2_attn_vis, "clip_scorer", lambda args: None)
+    monkeypatch.setattr(p2_attn_vis, "clip_scorer", lambda source, compute: None)
     result = here("--output", "out", *words)
     assert result.returncode == status, result.stderr
     lines = error_lines(result)

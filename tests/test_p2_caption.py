@@ -29,10 +29,11 @@ import p2_caption
 from data.photos import list_images
 from data.transform import Transform
 from metrics.captions import describe, score_captions
-from models.captioner import build_captioner, load_captioner, save_captioner, see
+from models.captioner_files import load_captioner, save_captioner
 from models.checkpoint import digest, read_tensors, save_checkpoint
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe
+from models.vit_gpt2 import add_cross_attention, build_captioner
 from training import loop
 
 SCRIPT = "p2_caption.py"
@@ -92,7 +93,7 @@ def captioner(tmp_path_factory) -> Path:
     base = build_captioner(TINY, GPT2Config(tokenizer.vocab_size, LENGTH, 16, 2, 2, None),
                            tokenizer)
     save_captioner(path.with_name("base.safetensors"), base)
-    model = see(base)
+    model = add_cross_attention(base)
     for name, parameter in model.named_parameters():  # or all photos would get one caption
         if parameter.ndim > 1 and not name.startswith("encoder.") and "wte" not in name:
             torch.nn.init.normal_(parameter, std=0.5)

@@ -9,11 +9,10 @@ from utils import UserError
 
 import pytest
 import torch
-from test_decoding import memory_of
-from test_gpt2 import toy_captioner
+from makers_caption import memory_of, toy_captioner
 from torch import nn
 
-from models.captioner import Captioner, Memory, see, teacher_forcing_loss
+from models.captioner import Memory, teacher_forcing_loss
 from models.checkpoint import read_tensors, save_checkpoint
 from models.decoding import Search, generate
 from models.gpt2 import GPT2Config, from_gpt2
@@ -28,6 +27,7 @@ from models.peft import (
     save_peft,
     trained,
 )
+from models.vit_gpt2 import ViTGPT2, add_cross_attention
 
 MLP = ["attn.c_attn", "attn.c_proj", "crossattention.q_attn", "mlp.c_fc", "mlp.c_proj"]
 METHODS = [method_of("cross"), method_of("cross", 12), method_of("adapter", bottleneck=5),
@@ -38,14 +38,14 @@ each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: "-".
     map(str, [method.name, *method.options.values()][:2])))
 
 
-def make_base(seed: int = 0) -> Captioner:
+def make_base(seed: int = 0) -> ViTGPT2:
     torch.manual_seed(seed)
     base = toy_captioner(cross_width=None, max_length=12)
     base.encoder.weight = nn.Parameter(torch.randn(3), requires_grad=False)
     return base
 
 
-def randomized(base: Captioner, method, seed: int = 1) -> Captioner:
+def randomized(base: ViTGPT2, method, seed: int = 1) -> ViTGPT2:
     """Every trained tensor random, and as float16 can hold it."""
     captioner = insert(base, method).eval()
     torch.manual_seed(seed)
@@ -127,7 +127,7 @@ def test_a_prefix_is_seen_by_every_token_and_moves_no_position():
     expected = attention.c_proj(expected.flatten(1))
     got, past = attention(x, None)
     torch.testing.assert_close(got[0], expected, atol=1e-5, rtol=1e-4)
-    assert past[0].shape[2] == 5  # so that the next token stands at place 5
+    assert past[0].shape[2] == 5  # so that the next token gets position 5
     first, past = attention(x[:, :2], None)
     rest, _ = attention(x[:, 2:], past)
     torch.testing.assert_close(torch.cat([first, rest], 1), got, atol=1e-5, rtol=1e-4)
@@ -145,7 +145,7 @@ def test_a_fresh_method_changes_nothing(name):
         models.append(insert(base, method_of(method)).eval())
     assert torch.equal(models[1](None, tokens), base(None, tokens))
     torch.manual_seed(3)
-    plain = see(base).eval()
+    plain = add_cross_attention(base).eval()
     assert torch.equal(models[1](memory, tokens), plain(memory, tokens))
 
 

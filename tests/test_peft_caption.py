@@ -28,12 +28,13 @@ from data.transform import Transform
 from inference import peft as inference_peft
 from inference.caption import caption_images, open_checkpoint
 from inference.scoring import measure
-from models.captioner import build_captioner, load_captioner, save_captioner, see
+from models.captioner_files import load_captioner, save_captioner
 from models.checkpoint import read_tensors
 from models.decoding import Search, generate
 from models.gpt2 import GPT2Config
 from models.peft import identity_of, load_peft
 from models.tokenizer import train_bpe
+from models.vit_gpt2 import add_cross_attention, build_captioner
 from training import loop
 from training import peft as training_peft
 
@@ -161,7 +162,7 @@ def test_every_method_is_a_captioner_like_any_other(world, photos, monkeypatch):
         memory = captioner.encode(transform.normalize(pixels[None]))
         (_, maps), = p2_attn_vis.word_maps(captioner, memory, [[5, 6, 7]], -1)
         assert maps.shape[2:] == (10, 10) and len(generate(captioner, memory)) == 1
-    plain = see(base)
+    plain = add_cross_attention(base)
     save_captioner(world / "plain.safetensors", plain)
     assert open_checkpoint(world / "plain.safetensors").decoder.config.cross_width == 16
 

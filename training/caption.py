@@ -28,8 +28,8 @@ from models.captioner import (
     caption_targets,
     teacher_forcing_loss,
     teacher_inputs,
-    unwrap,
 )
+from models.checkpoint import unwrap
 from models.decoding import Search, sample
 from training.loop import Task, parameter_groups
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from data import wordnet
 from data.captions import captioned_images, read_texts
 from inference.clip import image_features
+from models.checkpoint import unwrap
 from models.clip import Clip, DualEncoder, build_clip, padded, save_clip
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe
@@ -109,10 +110,6 @@ def trim(tokens: Tensor, pad_id: int) -> Tensor:
     """(N, context) -> (N, longest): as much as the longest text needs, its end token included."""
     used = (tokens != pad_id).any(0).sum() + 1
     return tokens[:, :min(int(used), tokens.shape[1])]
-
-
-def unwrap(model) -> DualEncoder:
-    return getattr(model, "module", model)
 
 
 # --- the commands -------------------------------------------------------------------------------

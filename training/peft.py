@@ -9,9 +9,8 @@ from utils import UserError, warn
 
 import torch
 
-from inference.caption import search_from
 from inference.peft import open_base
-from models.captioner import Captioner
+from models.decoding import Search
 from models.peft import (
     LIMIT,
     OPTIONS,
@@ -23,6 +22,7 @@ from models.peft import (
     save_peft,
     trained,
 )
+from models.vit_gpt2 import ViTGPT2
 from training.caption import caption_task
 from training.loop import describe_training, fit_recipe
 
@@ -35,7 +35,7 @@ def method_from(args) -> Method:
     return method_of(args.method, args.cross_width, **sizes)
 
 
-def insert_from(args, base: Captioner) -> Captioner:
+def insert_from(args, base: ViTGPT2) -> ViTGPT2:
     """A captioner over ``base`` by the options. UserError where it would train more than the
     course allows."""
     captioner = insert(base, method_from(args), args.dropout)
@@ -49,7 +49,7 @@ def insert_from(args, base: Captioner) -> Captioner:
 # --- training -----------------------------------------------------------------------------------
 
 
-def training_base(args) -> Captioner:
+def training_base(args) -> ViTGPT2:
     """``open_base``, seeing photos as --resize says."""
     base = open_base(args)
     if args.resize:
@@ -57,7 +57,7 @@ def training_base(args) -> Captioner:
     return base
 
 
-def train_over(base: Captioner, images: dict, val: dict, args) -> list[dict]:
+def train_over(base: ViTGPT2, images: dict, val: dict, args) -> list[dict]:
     """Train ``args.method`` over ``base``; returns its history (see training.fit)."""
     torch.manual_seed(args.seed)
     args.lr = args.lr or LR[args.method]
@@ -74,5 +74,5 @@ def train_over(base: Captioner, images: dict, val: dict, args) -> list[dict]:
     def save(path, model, row):
         save_peft(path, model, method, identity, **about, metrics=row)
 
-    task = caption_task(captioner, images, val, search_from(args), save, args)
+    task = caption_task(captioner, images, val, Search.from_args(args), save, args)
     return fit_recipe(captioner, task, about["recipe"] | {"base": identity}, args)

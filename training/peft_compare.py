@@ -11,28 +11,29 @@ from utils import read_json, write_json
 
 import numpy as np
 
-from inference.caption import caption_features, search_from
+from inference.caption import caption_features
 from inference.peft import base_words
 from inference.scoring import Judge, measure
-from models.captioner import Captioner
 from models.checkpoint import digest, read_tensors
+from models.decoding import Search
 from models.peft import (
     count_parts,
     load_peft,
 )
+from models.vit_gpt2 import ViTGPT2
 
 BEAMS = {"greedy": 1, "beam 3": 3}
 
 
 def measure_run(
-    base: Captioner, run_args, features: np.ndarray, references: list[list[str]], args,
+    base: ViTGPT2, run_args, features: np.ndarray, references: list[list[str]], args,
     judge: Judge | None,
 ) -> dict:
     """What a run's best epoch scores on photos with ``features``; kept in result.json of its folder
     and taken from there as long as nothing that it follows from has changed."""
     best, kept = (Path(run_args.out) / name for name in ("best.safetensors", "result.json"))
     tensors = read_tensors(best)[0]
-    searches = {name: dataclasses.replace(search_from(args), beams=beams)
+    searches = {name: dataclasses.replace(Search.from_args(args), beams=beams)
                 for name, beams in BEAMS.items()}
     follows_from = {
         "trained": digest(tensors), "photos": Path(features.filename).stem,
