@@ -43,10 +43,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_nouns_keep_names_gloss_and_what_is_above(folder):
+def test_nouns_keep_names_gloss_and_hypernyms(folder):
     nouns = read_nouns(folder)
     assert nouns[3].names == ("bear", "ursus") and nouns[3].gloss == "massive mammal"
-    assert nouns[3].above == (2,) and nouns[1].above == ()
+    assert nouns[3].hypernyms == (2,) and nouns[1].hypernyms == ()
     assert nouns[4].names == ("brown bear",)
     assert read_frequencies(folder) == {("crane", 6): 4, ("crane", 7): 0, ("brown bear", 4): 3}
 
@@ -56,7 +56,7 @@ def test_a_gloss_tells_nouns_of_one_name_apart(folder):
     assert imagenet_nouns(nouns, [
         "crane: lifts and moves heavy objects", "crane: large long-necked wading bird",
         "brown bear, bruin: large ferocious bear"]) == [7, 6, 4]
-    with pytest.raises(UserError, match="WordNet has no noun zebra"):
+    with pytest.raises(UserError, match="has no noun zebra"):
         imagenet_nouns(nouns, ["zebra: striped"])
 
 
@@ -67,9 +67,9 @@ def test_nouns_inherit_from_below_and_else_from_above(folder):
     assert np.allclose(vectors[3][0], [half, half, 0])  # the mean of both bears
     assert np.allclose(vectors[8][0], vectors[3][0]) and vectors[8][1] == 1  # as any bear
     assert np.allclose(vectors[2][0], np.full(3, 3**-0.5))
-    assert 9 not in vectors  # nothing above it and nothing below
-    few = noun_vectors(read_nouns(folder), [4, 5, 6], np.eye(3), highest=2)
-    assert 1 not in few and 7 not in few  # what is above the crane means too much
+    assert 9 not in vectors  # it has no hypernym and no hyponym
+    few = noun_vectors(read_nouns(folder), [4, 5, 6], np.eye(3), most_classes=2)
+    assert 1 not in few and 7 not in few  # the hypernyms of the crane are too general
 
 
 def test_a_name_means_first_what_a_picture_would_show(folder):
