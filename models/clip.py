@@ -141,6 +141,11 @@ class DualEncoder(nn.Module):
         self.architecture = architecture  # of the image tower: {"name", "args"} as timm takes them
         self.metadata = metadata or {}
 
+    @property
+    def transform(self) -> Transform:
+        """How a photo is prepared for this model."""
+        return Transform.from_fields(self.preprocessing)
+
     def ids(self, texts: list[str]) -> list[list[int]]:
         return [[*self.tokenizer.encode(text), self.tokenizer.end_id] for text in texts]
 

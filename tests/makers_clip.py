@@ -6,8 +6,10 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from conftest import TINY
+from timm.data import ImageNetInfo
 
 from models.clip import build_clip, save_clip
 from models.gpt2 import GPT2Config
@@ -75,3 +77,33 @@ def read_csv(path: Path) -> list[list[str]]:
     """The rows of a CSV, the header first."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         return list(csv.reader(file))
+
+
+def write_wordnet(folder: Path) -> Path:
+    """A WordNet of ImageNet's 1,000 classes and one hypernym of them all, "thing"."""
+    info, lines = ImageNetInfo(), ["00000001 03 n 01 thing 0 000 | whatever there is"]
+    for index in range(1000):
+        names, _, gloss = info.index_to_description(index, detailed=True).partition(": ")
+        names = [name.strip().replace(" ", "_") for name in names.split(",")]
+        words = " ".join(f"{name} 0" for name in names)
+        lines.append(f"{index + 2:08} 03 n {len(names):02x} {words} 001 @ 00000001 n 0000 | "
+                     f"{gloss}")
+    folder.mkdir()
+    (folder / "data.noun").write_text("\n".join(lines) + "\n")
+    (folder / "index.sense").write_text("tench%1:05:00:: 00000002 1 3\n")
+    return folder
+
+
+def class_names() -> list[str]:
+    """The first name of each ImageNet class, in lower case; two of them occur twice."""
+    info = ImageNetInfo()
+    return [info.index_to_description(index).split(",")[0].lower() for index in range(1000)]
+
+
+def write_name_vectors(path: Path, extra: dict[str, np.ndarray], without: str = "") -> Path:
+    """Random sentence vectors (8,) of the class names but ``without``, and those of ``extra``."""
+    random = np.random.default_rng(0)
+    vectors = {name: random.normal(size=8) for name in class_names()}
+    vectors = {name: vector for name, vector in (vectors | extra).items() if name != without}
+    np.savez(path, names=np.array(list(vectors)), vectors=np.stack(list(vectors.values())))
+    return path

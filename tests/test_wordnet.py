@@ -13,6 +13,7 @@ from data.wordnet import (
     name_meanings,
     noun_vectors,
     read_frequencies,
+    read_name_vectors,
     read_nouns,
 )
 
@@ -93,3 +94,29 @@ def test_names_are_found_in_sentences():
 def test_a_missing_file_says_what_is_needed(tmp_path):
     with pytest.raises(UserError, match="--wordnet takes WordNet's folder"):
         read_nouns(tmp_path)
+
+
+def test_name_vectors_become_unit_vectors_under_plain_names(tmp_path):
+    names, vectors = np.array(["Sea_Monster", "tench"]), np.array([[3, 4], [0, 2]])
+    np.savez(tmp_path / "v.npz", names=names, vectors=vectors)
+    found = read_name_vectors(tmp_path / "v.npz")
+    assert list(found) == ["sea monster", "tench"]
+    np.testing.assert_allclose(list(found.values()), [[0.6, 0.8], [0, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("arrays, message", [
+    ({"names": ["Sea_Monster", "sea monster"], "vectors": np.ones((2, 4))},
+     "two vectors for the name sea monster"),
+    ({"names": ["a"], "vectors": np.full((1, 4), np.nan)}, "finite numbers"),
+    ({"names": ["a"], "vectors": np.ones((2, 4))}, "must be an .npz file"),
+    ({"names": ["a"], "vectors": np.ones(1)}, "must be an .npz file"),
+    ({"names": [b"a"], "vectors": np.ones((1, 4))}, "must be an .npz file"),
+    ({"names": np.array(["a"], dtype=object), "vectors": np.ones((1, 4))}, "must be an .npz file"),
+    ({"names": ["a"]}, "must be an .npz file"),
+])
+def test_other_name_vectors_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "v.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        read_name_vectors(tmp_path / "v.npz")
+    with pytest.raises(UserError, match="cannot read"):
+        read_name_vectors(tmp_path / "gone.npz")
