@@ -79,9 +79,7 @@ class ZeroShot:
     ``text_features`` (templates, classes, D), rows of length 1.
     """
 
-    def __init__(
-        self, clip: Clip, classes: Mapping[str, str], templates: Sequence[str]
-    ) -> None:
+    def __init__(self, clip: Clip, classes: Mapping[str, str], templates: Sequence[str]) -> None:
         self.classes, self.templates = dict(classes), list(templates)
         self.logit_scale = clip.logit_scale
         texts = [fill(template, name) for template in templates for name in classes.values()]

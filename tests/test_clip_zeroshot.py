@@ -401,6 +401,14 @@ def test_bad_input_gets_one_line(
     assert not (tmp_path / "o.csv").exists()
 
 
+def test_input_is_checked_before_torch_is_loaded(tmp_path, photos):
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    result = run_script(SCRIPT, "predict", "--images", photos, "--output", tmp_path / "o.csv",
+                        "--labels", write_json(tmp_path / "n.json", NAMES), "--template", "a photo",
+                        PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1 and 'template "a photo" has no' in result.stderr
+
+
 def test_a_model_that_only_the_network_has(tmp_path, photos):
     result = run_script(SCRIPT, "predict", "--images", photos, "--output", tmp_path / "o.csv",
                         "--labels", write_json(tmp_path / "n.json", NAMES), "--model",

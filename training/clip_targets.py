@@ -1,11 +1,12 @@
 """What CLIP's training compares names and photos with: vectors in the space of the image tower.
 
-A name's vector is the mean, normalized, of what up to three sources say about it, each as a vector
-of length 1:
+A name's vector is the mean of up to three vectors of length 1, normalized:
 
-- WordNet: vectors of the ImageNet classes that are nouns of this name, or kinds of them, or related
-- photos: the mean of the centered features of photos whose captions mention the name, normalized
-- a sentence encoder: the mean of all class vectors, weighted by how near the class names are
+- WordNet: the mean of the ImageNet classes that the name means, or of its nearest hypernym's
+  (``data.wordnet``)
+- photos: the mean of the centered features of photos whose captions mention the name
+- a sentence encoder (``--name-vectors``): the mean of all class vectors, weighted by a softmax over
+  the cosines between the sentence vectors of the name and of the class names
 """
 
 from __future__ import annotations
@@ -31,14 +32,12 @@ from models.clip import Clip, DualEncoder
 from models.vit import open_vit
 
 CLASSES = 1000  # of ImageNet-1k
-LEAST_MENTIONS = 3  # a name counts as mentioned in captions, or shown in photos, from so many on
+LEAST_MENTIONS = 3  # captions that mention a name, or photos that show it, before they count
 
 # --- the image tower ----------------------------------------------------------------------------
 
 
-def centered_class_vectors(
-    vit: str, pretrained: bool, weights: str | Path | None
-) -> np.ndarray:
+def centered_class_vectors(vit: str, pretrained: bool, weights: str | Path | None) -> np.ndarray:
     """(1000, D) float32: the rows of an ImageNet classifier's head minus their mean, normalized.
 
     Raises UserError for a classifier with another number of classes.
@@ -148,10 +147,10 @@ def _draw_weight(meaning: wordnet.Meaning | None, mentions: int) -> float:
 
 
 def sentence_means(lexicon: Lexicon, classes: np.ndarray, scale: float) -> dict[str, np.ndarray]:
-    """Name -> vector (D,), length 1: the mean of the vectors ``classes`` (K, D).
+    """Name -> vector (D,), length 1: the mean of ``classes`` (K, D), weighted by the softmax of
+    ``scale`` times the cosine between the sentence vectors of the name and of each class name.
 
-    Their weights are a softmax, at ``scale``, over the cosines between the sentence vectors of the
-    name and of the class names.
+    Empty where there are no sentence vectors.
     """
     if not lexicon.sentences:
         return {}
