@@ -101,8 +101,8 @@ class _HelpFormatter(
     """Keeps a script's docstring as it is written and shows each option's default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # argparse adds a default only where there is help text, and would print "None" and "False".
-        hidden = action.default is None or action.default is False
+        # argparse adds a default only where there is help text, and would print "None" and "[]".
+        hidden = action.default is None or action.default is False or action.default == []
         return action.help if hidden else super()._get_help_string(action)
 
 

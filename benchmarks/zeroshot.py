@@ -1,21 +1,22 @@
-"""Files to CSV: transformers' zero-shot pipeline against ours, side by side in one run; one JSON.
+"""From image files to a CSV: transformers' zero-shot pipeline and ours, compared in one run.
 
     python3 benchmarks/zeroshot.py --images DIR --labels id2label.json [--model FOLDER]
 
-Same weights on every side: a CLIPModel in --model, or one of ViT-B/32's shape with random weights
-and a tokenizer that knows the classes' names as words, as CLIP's own does.
+Every side has the same weights: a CLIPModel in --model, or one of ViT-B/32's shape with random
+weights and a tokenizer that knows the classes' names as words, as CLIP's own does. The sides are
 
-pipeline       transformers' ``zero-shot-image-classification`` with all names, as it comes: in
+pipeline       transformers' ``zero-shot-image-classification`` with all names and its defaults:
                float32, photo by photo, every text encoded again for every photo
 pipeline_bf16  the same under autocast to bfloat16
 ours_fp32      ``clip_zeroshot.py predict`` in float32
 ours           the same at --precision auto: bfloat16 where the CPU has it
 shipped        ``hw3_1.sh IMAGES LABELS OUT.csv`` with the shipped CLIP, start of Python included
 
-Each side runs in a process of its own, best of --repeats; time is taken from the first file to the
-written CSV, after the model is loaded; our cache of texts is empty. "equal_labels" is the share of
-photos that get the pipeline's label, "equal_where_clear" that of the photos whose two best names
-the pipeline tells apart by more than 1 % (random weights leave near ties).
+Each side runs in a process of its own, and its best of --repeats counts. Time is taken from the
+first file to the written CSV, after the model is loaded; our cache of texts is empty. The result is
+one JSON object: "equal_labels" is the share of photos that get the pipeline's label,
+"equal_where_clear" the same among the photos whose two likeliest names differ by more than 1 % in
+the pipeline's probabilities (random weights leave near ties).
 """
 
 from __future__ import annotations
@@ -31,11 +32,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-SHIPPED = ROOT / "ckpt" / "clip_vit_tiny.safetensors"
 TEMPLATE = "a photo of a {}"
 
 
@@ -69,11 +68,12 @@ def pipeline(options, output):
     from transformers import pipeline
 
     from data.labels import read_classes
+    from data.photos import list_images
 
     names = {name: label for label, name in read_classes(options.labels).items()}
     classify = pipeline("zero-shot-image-classification", model=options.model, device="cpu")
     started = time.perf_counter()
-    paths = sorted(Path(options.images).iterdir())
+    paths = list_images(options.images)
     rows, clear = [], []
     with torch.autocast("cpu", torch.bfloat16, enabled=options.side == "pipeline_bf16"):
         for path in paths:
@@ -88,18 +88,25 @@ def pipeline(options, output):
 
 
 def ours(options, output):
-    import clip_zeroshot as script
-    from inference import clip as inference_clip
-    from models.clip import open_clip
+    """The steps of ``clip_zeroshot.py predict``, timed from where the model is loaded."""
+    from utils import Compute, resolve_precision, write_csv
 
-    clip = open_clip(options.model)
-    inference_clip.open_clip = lambda source: clip
-    args = SimpleNamespace(
-        images=options.images, limit=None, output=output, labels=options.labels, batch_size=None,
-        model=options.model, template=[TEMPLATE], embeddings=None, device="cpu",
-        precision="fp32" if options.side == "ours_fp32" else "auto")
+    from data.labels import read_classes
+    from data.photos import list_images
+    from inference.clip import image_features, open_clip
+    from inference.options import BATCH_SIZES
+    from inference.zeroshot import ZeroShot
+
+    classes = read_classes(options.labels)
+    precision = "fp32" if options.side == "ours_fp32" else resolve_precision("auto", "cpu")
+    compute = Compute("cpu", precision, BATCH_SIZES["clip"]["cpu"])
+    clip = open_clip(options.model).to(compute.device)
     started = time.perf_counter()
-    script.predict(args)
+    readable, images, _ = image_features(clip, list_images(options.images), compute)
+    probabilities = ZeroShot(clip, classes, [TEMPLATE]).probabilities(images)
+    labels = [list(classes)[i] for i in probabilities.argmax(1)]
+    write_csv(output, ["filename", "label"],
+              [[path.name, label] for path, label in zip(readable, labels, strict=True)])
     return time.perf_counter() - started, []
 
 
@@ -116,7 +123,7 @@ SIDES = {"pipeline": pipeline, "pipeline_bf16": pipeline, "ours_fp32": ours, "ou
 
 
 def measure(options):
-    """In this process: run one side, print what it took as the last line of stdout."""
+    """Run one side in this process; print its time, memory and labels as stdout's last line."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         os.environ["XDG_CACHE_HOME"] = folder
         output = Path(folder) / "out.csv"
@@ -137,9 +144,11 @@ def measure_apart(side, options):
 
 
 def compare(options):
-    """Every side in turn, so that all see the machine in the same state."""
+    """Every side in turn, so that all run on the machine in the same state."""
+    from ckpt import registry
+
     best = {}
-    sides = [side for side in SIDES if side != "shipped" or SHIPPED.is_file()]
+    sides = [side for side in SIDES if side != "shipped" or registry.CLIP.is_file()]
     for _ in range(options.repeats):
         for side in sides:
             row = measure_apart(side, options)

@@ -98,13 +98,17 @@ def find_names(folder: str | Path, path: str | Path | None) -> dict[str, str]:
     return read_names(found[0]) if found else {}
 
 
-def class_indices(labels: Sequence[str], classes: Sequence[str], source: object) -> np.ndarray:
-    """Labels -> class indices (N,); UserError for a label that the model does not know."""
+def class_indices(
+    labels: Sequence[str], classes: Sequence[str], source: object, owner: object = "the model",
+    remedy: str = "another checkpoint is needed",
+) -> np.ndarray:
+    """Labels, read from ``source`` -> indices (N,) into the ``classes`` of ``owner``; UserError
+    with a ``remedy`` for a label that is none of them."""
     index = {label: i for i, label in enumerate(classes)}
     unknown = sort_labels([label for label in labels if label not in index])
     if unknown:
-        raise UserError(f"label {unknown[0]} in {source} is none of the model's {len(classes)} "
-                        f"labels ({classes[0]} … {classes[-1]}); another checkpoint is needed")
+        raise UserError(f"label {unknown[0]} in {source} is none of {owner}'s {len(classes)} "
+                        f"labels ({classes[0]} … {classes[-1]}); {remedy}")
     return np.array([index[label] for label in labels], dtype=np.int64)
 
 

@@ -1,9 +1,12 @@
-"""What words mean, for a text tower that has seen few pictures: WordNet and ImageNet's head.
+"""What nouns mean: WordNet's files, the vectors that nouns get from ImageNet's classes, and vectors
+of a sentence encoder.
 
-An ImageNet classifier's head holds a vector for each of 1,000 WordNet nouns. A noun above some of
-them ("bear") is given the mean of theirs, a noun beside them ("trout") what its nearest ancestor
-has. That teaches tens of thousands of names without any image. WordNet (Fellbaum 1998) is free to
-use; its ``data.noun`` and ``index.sense`` are in every distribution of it.
+The head of an ImageNet classifier has a vector for each of 1,000 classes, which are nouns of
+WordNet. A hypernym ("bear") gets the mean of its classes' vectors; any other noun ("trout") its
+nearest hypernym's. So tens of thousands of names have a vector without any photo of theirs. WordNet
+(Fellbaum 1998) is free to use; every distribution of it has ``data.noun`` and ``index.sense``.
+
+Needs no torch.
 """
 
 from __future__ import annotations
@@ -21,30 +24,34 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Noun:
-    """One synset: its names, what it means, and the synsets right above it."""
+    """One synset: its names, its definition, and the offsets of its direct hypernyms."""
 
     names: tuple[str, ...]
     gloss: str
-    above: tuple[int, ...]
+    hypernyms: tuple[int, ...]
+
+
+# --- files --------------------------------------------------------------------------------------
 
 
 def read_nouns(folder: str | Path) -> dict[int, Noun]:
-    """Offset -> noun, from WordNet's ``data.noun`` (format: wndb(5WN))."""
+    """Offset -> noun, from WordNet's ``data.noun`` (format: wndb(5WN)); names are in lower case,
+    with spaces for underscores."""
     nouns = {}
     for line in _lines(Path(folder) / "data.noun"):
         head, _, gloss = line.partition("|")
         fields = head.split()
         count = int(fields[3], 16)
-        names = tuple(name.replace("_", " ").lower() for name in fields[4:4 + 2 * count:2])
+        names = tuple(_plain(name) for name in fields[4:4 + 2 * count:2])
         pointers = fields[5 + 2 * count:]
-        above = tuple(int(pointers[at + 1]) for at in range(0, len(pointers), 4)
-                      if pointers[at] in ("@", "@i"))
-        nouns[int(fields[0])] = Noun(names, gloss.strip(), above)
+        hypernyms = tuple(int(pointers[at + 1]) for at in range(0, len(pointers), 4)
+                          if pointers[at] in ("@", "@i"))
+        nouns[int(fields[0])] = Noun(names, gloss.strip(), hypernyms)
     return nouns
 
 
 def read_frequencies(folder: str | Path) -> dict[tuple[str, int], int]:
-    """(name, offset) -> how often it has that meaning in tagged text, from ``index.sense``."""
+    """(name, offset) -> how often tagged text uses the name for that noun, from ``index.sense``."""
     frequencies = {}
     for line in _lines(Path(folder) / "index.sense"):
         key, offset, _, count = line.split()
@@ -63,11 +70,45 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if not line.startswith("  ")]  # the licence stands on top
 
 
-def imagenet_nouns(nouns: dict[int, Noun], descriptions: Sequence[str]) -> list[int]:
-    """The noun of each class described as "name, name: gloss" (timm's ``ImageNetInfo``).
+def read_name_vectors(path: str | Path) -> dict[str, np.ndarray]:
+    """Name -> its sentence vector (D,), length 1, from an .npz file with the arrays ``names`` (N,)
+    of strings and ``vectors`` (N, D) of numbers. Names become as in ``read_nouns``.
 
-    Synset offsets differ between WordNet's versions, so names decide, and between nouns of one name
-    (two cranes) the gloss.
+    Raises UserError for a file that does not have them, and for a name that occurs twice.
+    """
+    try:
+        with np.load(path) as arrays:
+            names, vectors = arrays["names"], arrays["vectors"]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception:  # numpy's reader raises many kinds of errors for what it cannot read
+        names = vectors = None
+    if (names is None or names.ndim != 1 or names.dtype.kind != "U" or vectors.ndim != 2
+            or len(names) != len(vectors) or vectors.dtype.kind not in "fiu"
+            or not np.isfinite(vectors).all()):
+        raise UserError(f"{path} must be an .npz file with the arrays names (N,) of strings and "
+                        "vectors (N, D) of finite numbers")
+    found = {}
+    for name, vector in zip(map(_plain, names.tolist()), vectors, strict=True):
+        if name in found:
+            raise UserError(f"{path} has two vectors for the name {name} (capital letters and "
+                            "underscores make no difference); keep one")
+        found[name] = _unit(vector.astype(np.float32))
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").strip().lower()
+
+
+# --- vectors from ImageNet's classes ------------------------------------------------------------
+
+
+def imagenet_nouns(nouns: dict[int, Noun], descriptions: Sequence[str]) -> list[int]:
+    """The offset of each class described as "name, name: gloss" (timm's ``ImageNetInfo``).
+
+    Offsets differ between WordNet's versions, so a class is found by its names, and where several
+    nouns share a name (two cranes), by its gloss.
     """
     by_name = defaultdict(list)
     for offset, noun in nouns.items():
@@ -79,7 +120,8 @@ def imagenet_nouns(nouns: dict[int, Noun], descriptions: Sequence[str]) -> list[
         names = [name.strip().lower() for name in names.split(",")]
         candidates = {offset for name in names for offset in by_name[name]}
         if not candidates:
-            raise UserError(f"WordNet has no noun {names[0]}; is the file whole?")
+            raise UserError(f"--wordnet has no noun {names[0]}, which is an ImageNet class: its "
+                            "data.noun is not complete; fetch it again")
         found.append(max(sorted(candidates), key=lambda offset: (
             _overlap(names, nouns[offset].names)
             + 3 * _overlap(_words(gloss), _words(nouns[offset].gloss)))))
@@ -95,25 +137,25 @@ def _overlap(a: Sequence[str], b: Sequence[str]) -> float:
 
 
 def noun_vectors(
-    nouns: dict[int, Noun], classes: Sequence[int], vectors: np.ndarray, highest: int = 600
+    nouns: dict[int, Noun], classes: Sequence[int], vectors: np.ndarray, most_classes: int = 600
 ) -> dict[int, tuple[np.ndarray, int]]:
-    """Offset -> (unit vector (C,), steps up to the noun that has it), from the ``vectors``
-    (classes, C) of some nouns.
+    """Offset -> (unit vector (C,), steps up to the noun that it was taken from), from the
+    ``vectors`` (classes, C) of the nouns at the offsets ``classes``.
 
-    Nouns with more than ``highest`` classes below them ("entity") mean too little to be given
-    one, and so do those for which there is nothing else above.
+    Nouns with more than ``most_classes`` classes below them ("entity") are too general to have a
+    vector; a noun with no other hypernym gets none.
     """
     below: dict[int, set[int]] = defaultdict(set)
     for index, offset in enumerate(classes):
-        for ancestor in _closure(nouns, offset):
+        for ancestor in _ancestors(nouns, offset):
             below[ancestor].add(index)
     means = {offset: _unit(vectors[sorted(indices)].mean(0)) for offset, indices in below.items()
-             if len(indices) <= highest}
+             if len(indices) <= most_classes}
     found = {}
     for offset in nouns:
         level, steps = [offset], 0
         while level and not any(place in means for place in level):
-            level = [place for lower in level for place in nouns[lower].above if place in nouns]
+            level = [place for lower in level for place in nouns[lower].hypernyms if place in nouns]
             steps += 1
         if level:
             found[offset] = _unit(sum(means[place] for place in level if place in means)), steps
@@ -122,56 +164,58 @@ def noun_vectors(
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a name means: the mean of its senses, those first that a picture most likely shows."""
+    """What a name means: the weighted mean of the vectors of the nouns that it names."""
 
     vector: np.ndarray  # (C,), length 1
-    steps: int  # from the nearest sense up to a noun that has a vector
-    used: bool  # in tagged text, in such a sense
+    steps: int  # from the nearest of these nouns up to one that is above ImageNet classes
+    used: bool  # whether tagged text uses the name for one of them
 
 
 def name_meanings(
     nouns: dict[int, Noun], frequencies: dict[tuple[str, int], int],
-    vectors: dict[int, tuple[np.ndarray, int]], furthest: int = 3,
+    vectors: dict[int, tuple[np.ndarray, int]], most_steps: int = 3,
 ) -> dict[str, Meaning]:
-    """Name -> meaning, from its senses (``noun_vectors``) that are at most ``furthest`` steps off.
+    """Name -> meaning, from the nouns of that name whose vector (``noun_vectors``) is at most
+    ``most_steps`` away.
 
-    Senses that tagged text has count more, and most of all those that the vectors are about.
+    Nouns that tagged text uses count more, and nouns that are ImageNet classes or above them count
+    most: a photo shows those most likely.
     """
     senses = defaultdict(list)
     for offset, (vector, steps) in vectors.items():
-        if steps <= furthest:
+        if steps <= most_steps:
             for name in nouns[offset].names:
                 senses[name].append((vector, steps, frequencies.get((name, offset), 0) > 0))
     found = {}
     for name, each in senses.items():
         nearest = min(steps for _, steps, _ in each)
-        total = sum(vector * _share(steps, used, nearest) for vector, steps, used in each)
+        total = sum(vector * _sense_weight(steps, used, nearest) for vector, steps, used in each)
         found[name] = Meaning(_unit(total), nearest, any(used for *_, used in each))
     return found
 
 
-def _share(steps: int, used: bool, nearest: int) -> float:
+def _sense_weight(steps: int, used: bool, nearest: int) -> float:
     if not steps:
         return 1.0
     return (0.5 if used else 0.1 / 2 ** (steps - 1)) * (1.0 if nearest else 0.2)
 
 
 def mentioned(text: str, names: Container[str]) -> set[str]:
-    """Which ``names`` of one or two words, or their plurals in -s, ``text`` says."""
+    """Those ``names`` of one or two words that ``text`` contains, with or without a plural s."""
     words = _words(text)
-    said = {*words, *map(" ".join, zip(words, words[1:], strict=False))}
-    return {name for word in said
-            if (name := word if word in names else word.removesuffix("s")) in names}
+    parts = {*words, *map(" ".join, zip(words, words[1:], strict=False))}
+    return {name for part in parts
+            if (name := part if part in names else part.removesuffix("s")) in names}
 
 
-def _closure(nouns: dict[int, Noun], offset: int) -> set[int]:
-    """The noun and everything above it."""
+def _ancestors(nouns: dict[int, Noun], offset: int) -> set[int]:
+    """The noun itself and all its hypernyms, direct and indirect."""
     seen, rest = set(), [offset]
     while rest:
         place = rest.pop()
         if place in nouns and place not in seen:
             seen.add(place)
-            rest += nouns[place].above
+            rest += nouns[place].hypernyms
     return seen
 
 

@@ -1,5 +1,7 @@
-"""What CLIP makes of photos and texts, for every script that asks it. Between the scripts, which
-never import each other, and the rooms: it may use every room."""
+"""Features of photos and of texts by a CLIP model, and the files that keep them.
+
+Needs no torch to import, so that a script checks its input before torch is loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import Compute, UserError, autocast, check_writable, warn
 
@@ -15,9 +18,18 @@ import numpy as np
 
 from data.batches import normalized_batches
 from inference.arrays import npz_writer
-from models.clip import Clip
 
-Unreadable = list[tuple[Path, str]]
+if TYPE_CHECKING:
+    from models.clip import Clip
+
+Unreadable = list[tuple[Path, str]]  # files that are no readable photo, and the reasons
+
+
+def open_clip(source: str | Path) -> Clip:
+    """``models.clip.open_clip``, which imports torch."""
+    from models.clip import open_clip
+
+    return open_clip(source)
 
 
 # --- photos -------------------------------------------------------------------------------------
@@ -26,7 +38,10 @@ Unreadable = list[tuple[Path, str]]
 def image_features(
     clip: Clip, paths: Sequence[Path], compute: Compute, title: str = "encode"
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
-    """(readable paths, (N, D) float32 with rows of length 1, [(path, reason)] of the others)."""
+    """(readable paths, their features (N, D) float32 with rows of length 1, the other files).
+
+    ``clip`` is on ``compute.device``; ``title`` is that of the progress bar.
+    """
     readable, rows, unreadable = [], [], []
     for names, images in normalized_batches(clip.transform, paths, compute, unreadable, title):
         with autocast(compute.device, compute.precision):
@@ -38,10 +53,12 @@ def image_features(
 def kept_image_features(
     clip: Clip, paths: Sequence[Path], compute: Compute, file: str | Path | None
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
-    """As ``image_features``, from ``file`` where it holds those of this model and of these files
-    (by name, size and time); else computed, and written there. None: never kept.
+    """As ``image_features``, but read from ``file`` where it holds the features that this model and
+    precision computed of these files (by name, size and time); otherwise written there. Without a
+    ``file`` nothing is kept.
 
-    The file's arrays are ``filenames`` and ``features``, row by row, and ``about`` (JSON).
+    The .npz file's arrays are ``filenames`` (N,), ``features`` (N, D) and ``about`` (JSON).
+    Raises UserError where the file holds something else.
     """
     if file is None:
         return image_features(clip, paths, compute)
@@ -56,12 +73,12 @@ def kept_image_features(
     kept = _read_npz(file)
     if kept is not None and not {"filenames", "features", "about"} <= set(kept):
         raise UserError(f"{file} holds other arrays than embeddings; give --embeddings another "
-                        "name")
+                        "file name")
     if kept is not None:
         before = json.loads(str(kept["about"]))
         unreadable = before.pop("unreadable")
         if before == about:
-            warn(f"took the embeddings of {len(paths)} images from {file}")
+            warn(f"read the embeddings of {len(paths)} images from {file}")
             return ([by_name[name] for name in kept["filenames"].tolist()], kept["features"],
                     [(by_name[name], reason) for name, reason in unreadable])
     readable, features, unreadable = image_features(clip, paths, compute)
@@ -76,31 +93,34 @@ def kept_image_features(
 
 
 def text_features(clip: Clip, texts: Sequence[str]) -> np.ndarray:
-    """(N, D) float32 with rows of length 1; those of texts encoded before come from the cache,
-    ``$XDG_CACHE_HOME/hw3`` or ``~/.cache/hw3``."""
+    """Features (N, D) float32 of N texts, rows of length 1.
+
+    The same texts are encoded once: features are kept in ``$XDG_CACHE_HOME/hw3``, by default
+    ``~/.cache/hw3``, under a name made from the model and the texts.
+    """
     texts = list(texts)
     key = hashlib.sha256(json.dumps([clip.identity, texts]).encode()).hexdigest()[:32]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hw3"
     file = folder / f"text-{key}.npz"
     kept = _read_npz(file) if clip.identity else None
     if kept is not None and "features" in kept and len(kept["features"]) == len(texts):
-        clip.token_rows(texts)  # for its warning about texts that were cut
+        clip.token_rows(texts)  # warns about texts that are cut
         return kept["features"]
     features = clip.encode_text(texts).cpu().numpy()
     if clip.identity:
         try:
             _write_npz(file, features=features)
         except OSError:
-            pass  # a cache that cannot be written costs time, no result
+            pass  # without a cache the next run takes longer, its result is the same
     return features
 
 
 def _read_npz(file: str | Path) -> dict[str, np.ndarray] | None:
-    """The file's arrays; None where there is none, or it is damaged (zip keeps a checksum)."""
+    """The file's arrays; None where it does not exist or is damaged (zip keeps a checksum)."""
     try:
         with np.load(file) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except Exception:  # a damaged file fails in many ways inside numpy's reader
+    except Exception:  # a damaged file raises many kinds of errors inside numpy's reader
         return None
 
 

@@ -13,17 +13,19 @@ def recall(
     """{"image_to_text": {"1": share, …}, "text_to_image": …}, as for Flickr30k and COCO (Karpathy
     and Fei-Fei 2015, Sec. 4.2): an image counts where any of its texts is among the K nearest.
 
-    ``images`` (N, D) and ``texts`` (T, D) have rows of length 1; ``owner`` (T,) says whose image
-    each text is. What ties with the right item counts as nearer.
+    ``images`` (N, D) and ``texts`` (T, D) have rows of length 1; ``owner`` (T,) holds the image
+    index of each text. Items as near as the right one are counted as nearer.
     """
-    best, backward = np.full(len(images), len(texts)), np.empty(len(texts), dtype=int)
-    own = (images[owner] * texts).sum(1)  # (T,)
+    # How many wrong items are as near as the right one, or nearer: 0 is the best rank.
+    image_ranks = np.full(len(images), len(texts))
+    text_ranks = np.empty(len(texts), dtype=int)
+    cosines = (images[owner] * texts).sum(1)  # (T,), of each text and its image
     for text in range(len(texts)):
         others = np.arange(len(images)) != owner[text]
-        backward[text] = (images[others] @ texts[text] >= own[text]).sum()
+        text_ranks[text] = (images[others] @ texts[text] >= cosines[text]).sum()
     for image in range(len(images)):
-        mine = owner == image
-        if mine.any():
-            best[image] = (texts[~mine] @ images[image] >= own[mine].max()).sum()
+        own = owner == image
+        if own.any():
+            image_ranks[image] = (texts[~own] @ images[image] >= cosines[own].max()).sum()
     return {name: {str(k): float((ranks < k).mean()) for k in ks}
-            for name, ranks in (("image_to_text", best), ("text_to_image", backward))}
+            for name, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks))}

@@ -5,8 +5,10 @@ kind ``clip``), and transformers' ``CLIPModel``, from a folder, by its name on t
 weights of OpenAI's state dict. Towers are modules that have
 
 - ``image_features(images)`` and ``text_features(tokens)``, not normalized
-- ``ids(texts)`` -> each text's ids, of any length, the end token last, and ``pad_id``
-- ``context``, the most tokens they read, and ``scale()``, what cosines are multiplied by
+- ``ids(texts)`` -> each text's token ids, of any length, the end token last
+- ``pad_id``, the id that fills shorter rows
+- ``context``, the largest number of tokens that the text tower reads
+- ``scale()``, the logit scale: cosines are multiplied by it before the softmax
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ MAX_SCALE = 100.0  # Radford et al. 2021, Sec. 2.5
 
 @dataclass
 class Clip:
-    """Two towers with what is needed to use them."""
+    """Two towers with their preprocessing and where they come from."""
 
     towers: nn.Module
     preprocessing: dict  # the fields of data.Transform
-    name: str  # the file, folder or hub name that it came from
-    identity: str = ""  # changes with weights, tokenizer or preprocessing; "": not to be cached
+    name: str  # the file, folder or hub name
+    identity: str = ""  # of weights, tokenizer and preprocessing; "": features are not kept
 
     @property
     def transform(self) -> Transform:
@@ -51,7 +53,7 @@ class Clip:
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by before the softmax."""
+        """The factor of cosines before the softmax."""
         return self.towers.scale().item()
 
     def to(self, device: str) -> Clip:
@@ -60,12 +62,12 @@ class Clip:
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """pixels (B, 3, H, W) -> (B, D) float32, rows of length 1."""
+        """Normalized images (B, 3, H, W) -> (B, D) float32, rows of length 1."""
         return F.normalize(self.towers.image_features(pixels).float(), dim=1)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """N texts -> (N, D) float32, rows of length 1, whatever the precision around it."""
+        """N texts -> (N, D) float32, rows of length 1; always computed in float32."""
         device = next(self.towers.parameters()).device
         rows, parts = self.token_rows(texts), []
         with torch.autocast(device.type, enabled=False):
@@ -75,8 +77,8 @@ class Clip:
         return torch.cat(parts)
 
     def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's ids, at most ``context``: a longer one is cut, its end token kept, and one
-        warning names such texts."""
+        """Each text's token ids, at most ``context``. A longer text is cut before its end token,
+        and one warning names all such texts."""
         rows, context = self.towers.ids(list(texts)), self.towers.context
         cut = [text for text, row in zip(texts, rows, strict=True) if len(row) > context]
         if cut:
@@ -93,8 +95,11 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
 
 
 def open_clip(source: str | Path) -> Clip:
-    """A checkpoint of ours, OpenAI's state dict, a folder that transformers wrote, or a model's
-    name on the hub (``hf:`` before it is no harm). Raises UserError where it is none of them."""
+    """A checkpoint of this project, OpenAI's state dict, a folder that transformers wrote, or a
+    model's name on the hub, with or without ``hf:`` before it.
+
+    Raises UserError where ``source`` is none of these.
+    """
     path = Path(source)
     if not path.is_file() and path.suffix not in SUFFIXES:
         return _open_transformers(str(source).removeprefix("hf:"))
@@ -110,13 +115,13 @@ def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-# --- ours ---------------------------------------------------------------------------------------
+# --- this project's towers ----------------------------------------------------------------------
 
 
 class DualEncoder(nn.Module):
     """A timm ViT and a GPT-2 without cross-attention, each projected into one space.
 
-    The text's feature is the state at its end token, which has seen all before it.
+    A text's feature is the last layer's output at its end token, which attends to all tokens.
     """
 
     def __init__(
@@ -130,11 +135,16 @@ class DualEncoder(nn.Module):
         self.vision, self.text = vision, GPT2(replace(text, cross_width=None))
         self.image_proj = nn.Linear(vision.num_features, width)
         self.text_proj = nn.Linear(text.width, width, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # a logarithm, as CLIP's
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # its log, as in CLIP
         self.tokenizer, self.pad_id, self.context = tokenizer, tokenizer.pad_id, text.max_length
         self.preprocessing = preprocessing
         self.architecture = architecture  # of the image tower: {"name", "args"} as timm takes them
         self.metadata = metadata or {}
+
+    @property
+    def transform(self) -> Transform:
+        """How a photo is prepared for this model."""
+        return Transform.from_fields(self.preprocessing)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         return [[*self.tokenizer.encode(text), self.tokenizer.end_id] for text in texts]
@@ -143,23 +153,25 @@ class DualEncoder(nn.Module):
         return self.logit_scale.exp().clamp(max=MAX_SCALE)
 
     def pool(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> what the image tower's head would read, (B, C)."""
+        """images (B, 3, H, W) -> the input of the image tower's classification head, (B, C)."""
         return self.vision.forward_head(self.vision.forward_features(images), pre_logits=True)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W), or what ``pool`` made of them, (B, C) -> (B, D)"""
+        """images (B, 3, H, W), or the output of ``pool`` for them (B, C) -> (B, D)."""
         return self.image_proj(images if images.ndim == 2 else self.pool(images))
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """tokens (N, T), each row closed by its end token and padded -> (N, D)"""
-        end = (tokens == self.tokenizer.end_id).int().argmax(1)  # the first: others are padding
+        """tokens (N, T), each row ended by the end token and then padded -> (N, D)."""
+        end = (tokens == self.tokenizer.end_id).int().argmax(1)  # the first: padding may be equal
         where = F.one_hot(end, tokens.shape[1]).bool()
         return self.text_proj(self.text.hidden(tokens, where=where)[0])
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For training: (B, D) and (N, D) float32 with rows of length 1, and the logit scale.
+        """For training: images (B, 3, H, W) or (B, C) and tokens (N, T) -> features (B, D) and
+        (N, D) float32 with rows of length 1, and the logit scale.
 
-        All that is learned is used in here, as several processes need it.
+        Every trained parameter is used here: gradients are shared between processes only of what
+        ``forward`` uses.
         """
         return (F.normalize(self.image_features(images).float(), dim=1),
                 F.normalize(self.text_features(tokens).float(), dim=1), self.scale())
@@ -169,14 +181,14 @@ def build_clip(
     name: str, text: GPT2Config, tokenizer: Tokenizer, *, width: int = 256,
     pretrained: bool = False, weights: str | Path | None = None, **args,
 ) -> DualEncoder:
-    """A fresh text tower beside a ViT named as timm names it: random, timm's (``pretrained``) or a
-    file's (``weights``); ``args`` go to timm, such as ``img_size``."""
+    """A new text tower beside a ViT called by its timm name. The ViT's weights are random, timm's
+    (``pretrained``) or a file's (``weights``); ``args`` go to timm, such as ``img_size``."""
     vision, preprocessing, architecture = build_vit(name, pretrained, weights, **args)
     return DualEncoder(vision, text, tokenizer, width, preprocessing, architecture)
 
 
 def save_clip(path: str | Path, model: DualEncoder, **metadata) -> None:
-    """Write a checkpoint in float16; ``metadata`` adds recipe, metrics and licence."""
+    """Write a checkpoint in float16; ``metadata`` adds the recipe, metrics and licence."""
     save_checkpoint(path, model.state_dict(), {
         "kind": "clip", "vision": model.architecture, "text": asdict(model.text.config),
         "width": model.image_proj.out_features, "tokenizer": model.tokenizer.to_json(),
@@ -197,7 +209,7 @@ def load_clip(path: str | Path) -> DualEncoder:
     return rebuild(build, tensors, path)
 
 
-# --- transformers' ------------------------------------------------------------------------------
+# --- transformers' towers -----------------------------------------------------------------------
 
 
 class TransformersTowers(nn.Module):
@@ -223,7 +235,7 @@ class TransformersTowers(nn.Module):
         return self.model.visual_projection(pooled)
 
     def text_features(self, tokens: Tensor) -> Tensor:
-        """(N, T) -> (N, D); attention is causal, so what pads a row is never seen."""
+        """(N, T) -> (N, D). Attention is causal, so the end token does not attend to padding."""
         return self.model.text_projection(self.model.text_model(input_ids=tokens).pooler_output)
 
 

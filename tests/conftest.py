@@ -100,6 +100,29 @@ def checkpoint(tmp_path_factory) -> Path:
     return write_classifier(tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors")
 
 
+@pytest.fixture(scope="session")
+def hub_clip(tmp_path_factory) -> Path:
+    """A folder with a random CLIPModel, as transformers writes it."""
+    from makers_clip import write_hub_clip
+
+    return write_hub_clip(tmp_path_factory.mktemp("hub") / "my clip")
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory) -> Path:
+    """A CLIP checkpoint of this project with random weights."""
+    from makers_clip import write_clip
+
+    return write_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
+
+
+@pytest.fixture
+def text_cache(tmp_path, monkeypatch) -> Path:
+    """The folder where features of texts are kept, this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hw3"
+
+
 def write_classifier(path: Path, classes=CLASSES, seed: int = 0, **options) -> Path:
     import torch
 

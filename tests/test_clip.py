@@ -3,85 +3,27 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
-from utils import UserError
+from utils import Compute, UserError
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, make_photo, write_classifier
+from makers_clip import LONG, TEXTS, tiny_encoder, write_clip, write_hub_clip
 from PIL import Image
 
 from data.photos import list_images
-from data.transform import Transform
-from inference.clip import image_features, kept_image_features, text_features
-from inference.scoring import about_clipscore, caption_scores
-from inference.zeroshot import class_features, inside_imagenet
+from inference.clip import kept_image_features, text_features
+from inference.zeroshot import ZeroShot, inside_imagenet
 from metrics.clipscore import clipscore, mean_interval
 from models import clip as clip_module
-from models.clip import build_clip, load_clip, open_clip, padded, save_clip
+from models.clip import load_clip, open_clip, padded, save_clip
 from models.gpt2 import GPT2Config
-from models.tokenizer import train_bpe
 
-TEXTS = ["a photo of a dog", "cat", "", "This is a photo of 2 palm trees!"]
-LONG = "a dog and " * 30 + "a cat"
-ARGS = SimpleNamespace(device="cpu", precision="fp32", batch_size=2)
-
-
-def write_hub_clip(folder, seed=0, context=40, **processor):
-    """A random CLIPModel with the files that transformers writes for one; 32 pixels a side."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters), "do", "dog</w>", "ph",
-             "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer({word: place for place, word in enumerate(words)},
-                              [("d", "o"), ("do", "g</w>"), ("p", "h")], model_max_length=context)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 2}
-    config = CLIPConfig(
-        vision_config=size | {"image_size": 32, "patch_size": 8},
-        text_config=size | {
-            "vocab_size": len(words), "max_position_embeddings": context,
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id},
-        projection_dim=24)
-    torch.manual_seed(seed)
-    processor = CLIPImageProcessor(**{"size": {"shortest_edge": 32}, "crop_size": 32} | processor)
-    for part in (CLIPModel(config), tokenizer, processor):
-        part.save_pretrained(folder)
-    return folder
-
-
-def tiny_encoder(seed=0, context=16):
-    tokenizer = train_bpe([*TEXTS, "a bicycle, a palm tree"] * 3, 320)
-    torch.manual_seed(seed)
-    return build_clip(TINY, GPT2Config(tokenizer.vocab_size, context, 16, 2, 2, cross_width=None),
-                      tokenizer, width=12, img_size=32).eval()
-
-
-def write_clip(path, seed=0, **options):
-    save_clip(path, tiny_encoder(seed, **options), about="made up")
-    return path
-
-
-@pytest.fixture(scope="session")
-def hub_clip(tmp_path_factory):
-    return write_hub_clip(tmp_path_factory.mktemp("hub") / "my clip")
-
-
-@pytest.fixture(scope="session")
-def clip_file(tmp_path_factory):
-    return write_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """The cache of texts, this test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "hw3"
+pytestmark = pytest.mark.usefixtures("text_cache")
+CPU = Compute("cpu", "fp32", 2)
 
 
 # --- transformers' towers -----------------------------------------------------------------------
@@ -112,7 +54,7 @@ def test_photos_are_prepared_as_the_image_processor_does(hub_clip, size):
 
     noise = np.random.default_rng(0).integers(0, 255, (9, 12, 3), dtype=np.uint8)
     photo = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-    transform = Transform.from_fields(open_clip(hub_clip).preprocessing)
+    transform = open_clip(hub_clip).transform
     ours = transform.normalize(torch.from_numpy(transform(photo).copy())[None])
     theirs = CLIPImageProcessor.from_pretrained(hub_clip)(photo, return_tensors="pt").pixel_values
     # Resampling in whole numbers here and there: a level of 255 is 0.015 after normalization.
@@ -121,7 +63,7 @@ def test_photos_are_prepared_as_the_image_processor_does(hub_clip, size):
 
 def test_other_ways_to_prepare_photos(tmp_path):
     edge = write_hub_clip(tmp_path / "a", size={"shortest_edge": 93}, crop_size=32)
-    transform = Transform.from_fields(open_clip(edge).preprocessing)
+    transform = open_clip(edge).transform
     assert transform.box(93, 93) == (30, 30, 62, 62)  # 32 / (32 / 93) is below 93
     square = write_hub_clip(tmp_path / "b", size={"height": 32, "width": 32}, do_center_crop=False,
                             resample=2, image_mean=[0, 0, 0.5])
@@ -230,7 +172,7 @@ def test_training_uses_all_that_is_learned_in_one_forward():
 
 def test_a_checkpoint_is_the_clip_again(tmp_path, clip_file):
     model, again = tiny_encoder(), load_clip(clip_file)
-    assert again.metadata["about"] == "made up" and not again.training
+    assert again.metadata["about"] == "random weights" and not again.training
     pixels, clip = torch.randn(2, 3, 32, 32), open_clip(clip_file)
     tokens = padded(model.ids(TEXTS), model.pad_id)
     seen, read, scale = model(pixels, tokens)
@@ -262,7 +204,11 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
 # --- what is kept -------------------------------------------------------------------------------
 
 
-def test_texts_are_encoded_once(clip_file, cache, monkeypatch):
+def class_features(clip, names, templates):
+    return ZeroShot(clip, dict(enumerate(names)), templates).text_features
+
+
+def test_texts_are_encoded_once(clip_file, text_cache, monkeypatch):
     # PEERS: the text encoded again for every image
     clip = open_clip(clip_file)
     names, templates = ["dog", "palm tree"], ["a {}", "no {object}", "{}"]
@@ -277,9 +223,9 @@ def test_texts_are_encoded_once(clip_file, cache, monkeypatch):
         np.testing.assert_array_equal(again, first)
     class_features(clip, names, templates[:2])
     class_features(clip, ["dog", "palm"], templates)
-    other = open_clip(write_clip(cache.parent / "other.safetensors", seed=1))
+    other = open_clip(write_clip(text_cache.parent / "other.safetensors", seed=1))
     assert not np.allclose(class_features(other, names, templates), first)
-    files = list(cache.iterdir())
+    files = list(text_cache.iterdir())
     assert len(files) == 4
     for file in files:  # damaged: made again
         content = bytearray(file.read_bytes())
@@ -310,13 +256,12 @@ def test_embeddings_follow_model_and_files(clip_file, tmp_path, monkeypatch, cap
     clip, file = open_clip(clip_file), tmp_path / "made" / "e.npz"
 
     def features(clip=clip, precision="fp32"):
-        args = SimpleNamespace(**vars(ARGS) | {"precision": precision})
-        return kept_image_features(clip, list_images(folder), args, file)
+        return kept_image_features(clip, list_images(folder), Compute("cpu", precision, 2), file)
 
     readable, first, unreadable = features()
     assert [path.name for path in readable] == ["0.png", "1.png", "2.png"]
     assert [(path.name, reason) for path, reason in unreadable] == [("x.jpg", "not an image")]
-    transform = Transform.from_fields(clip.preprocessing)
+    transform = clip.transform
     pixels = np.stack([transform.load(path) for path in readable])
     torch.testing.assert_close(  # PEERS: no normalization for the CLIP encoder
         torch.from_numpy(first), clip.encode_image(transform.normalize(torch.from_numpy(pixels))),
@@ -326,7 +271,7 @@ def test_embeddings_follow_model_and_files(clip_file, tmp_path, monkeypatch, cap
         again = features()
         np.testing.assert_array_equal(again[1], first)
         assert again[0] == readable and again[2] == unreadable
-    assert "took the embeddings" in capsys.readouterr().err
+    assert "read the embeddings" in capsys.readouterr().err
     arrays = np.load(file)
     assert arrays["filenames"].tolist() == ["0.png", "1.png", "2.png"]
     make_photo(folder / "0.png", 2, seed=5)
@@ -341,7 +286,7 @@ def test_embeddings_follow_model_and_files(clip_file, tmp_path, monkeypatch, cap
     with pytest.raises(UserError, match="holds other arrays than embeddings"):
         features()
     with pytest.raises(UserError, match="must end in .npz"):
-        kept_image_features(clip, [], ARGS, folder / "0.png")
+        kept_image_features(clip, [], CPU, folder / "0.png")
 
 
 # --- CLIPScore ----------------------------------------------------------------------------------
@@ -368,22 +313,6 @@ def test_clipscore_is_its_definition():
     assert clipscore(np.zeros((0, 5)), [], encode).shape == (0,)
     with pytest.raises(ValueError):
         clipscore(images, captions[1:], encode)
-
-
-def test_clipscore_of_photos_on_disk(clip_file, tmp_path):
-    paths = [make_photo(tmp_path / f"{number}.png", number) for number in range(3)]
-    paths.insert(1, tmp_path / "bad.png")
-    paths[1].write_text("text")
-    clip = open_clip(clip_file)
-    scores, unreadable = caption_scores(clip, paths, TEXTS, ARGS, "see ")
-    assert unreadable == [(paths[1], "not an image")]
-    _, images, _ = image_features(clip, paths, ARGS)
-    texts = clip.encode_text(["see " + TEXTS[n] for n in (0, 2, 3)]).numpy()
-    expected = 2.5 * np.maximum((images * texts).sum(1), 0)
-    np.testing.assert_allclose(scores, [expected[0], np.nan, *expected[1:]], atol=1e-6)
-    about = about_clipscore(clip, "see ")
-    assert about["weight"] == 2.5 and about["prefix"] == "see "
-    assert "not comparable to ViT-B/32" in about["comparable"]
 
 
 def test_the_interval_of_a_mean():

@@ -13,6 +13,7 @@ from data.wordnet import (
     name_meanings,
     noun_vectors,
     read_frequencies,
+    read_name_vectors,
     read_nouns,
 )
 
@@ -43,10 +44,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_nouns_keep_names_gloss_and_what_is_above(folder):
+def test_nouns_keep_names_gloss_and_hypernyms(folder):
     nouns = read_nouns(folder)
     assert nouns[3].names == ("bear", "ursus") and nouns[3].gloss == "massive mammal"
-    assert nouns[3].above == (2,) and nouns[1].above == ()
+    assert nouns[3].hypernyms == (2,) and nouns[1].hypernyms == ()
     assert nouns[4].names == ("brown bear",)
     assert read_frequencies(folder) == {("crane", 6): 4, ("crane", 7): 0, ("brown bear", 4): 3}
 
@@ -56,7 +57,7 @@ def test_a_gloss_tells_nouns_of_one_name_apart(folder):
     assert imagenet_nouns(nouns, [
         "crane: lifts and moves heavy objects", "crane: large long-necked wading bird",
         "brown bear, bruin: large ferocious bear"]) == [7, 6, 4]
-    with pytest.raises(UserError, match="WordNet has no noun zebra"):
+    with pytest.raises(UserError, match="has no noun zebra"):
         imagenet_nouns(nouns, ["zebra: striped"])
 
 
@@ -67,9 +68,9 @@ def test_nouns_inherit_from_below_and_else_from_above(folder):
     assert np.allclose(vectors[3][0], [half, half, 0])  # the mean of both bears
     assert np.allclose(vectors[8][0], vectors[3][0]) and vectors[8][1] == 1  # as any bear
     assert np.allclose(vectors[2][0], np.full(3, 3**-0.5))
-    assert 9 not in vectors  # nothing above it and nothing below
-    few = noun_vectors(read_nouns(folder), [4, 5, 6], np.eye(3), highest=2)
-    assert 1 not in few and 7 not in few  # what is above the crane means too much
+    assert 9 not in vectors  # it has no hypernym and no hyponym
+    few = noun_vectors(read_nouns(folder), [4, 5, 6], np.eye(3), most_classes=2)
+    assert 1 not in few and 7 not in few  # the hypernyms of the crane are too general
 
 
 def test_a_name_means_first_what_a_picture_would_show(folder):
@@ -93,3 +94,29 @@ def test_names_are_found_in_sentences():
 def test_a_missing_file_says_what_is_needed(tmp_path):
     with pytest.raises(UserError, match="--wordnet takes WordNet's folder"):
         read_nouns(tmp_path)
+
+
+def test_name_vectors_become_unit_vectors_under_plain_names(tmp_path):
+    names, vectors = np.array(["Sea_Monster", "tench"]), np.array([[3, 4], [0, 2]])
+    np.savez(tmp_path / "v.npz", names=names, vectors=vectors)
+    found = read_name_vectors(tmp_path / "v.npz")
+    assert list(found) == ["sea monster", "tench"]
+    np.testing.assert_allclose(list(found.values()), [[0.6, 0.8], [0, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("arrays, message", [
+    ({"names": ["Sea_Monster", "sea monster"], "vectors": np.ones((2, 4))},
+     "two vectors for the name sea monster"),
+    ({"names": ["a"], "vectors": np.full((1, 4), np.nan)}, "finite numbers"),
+    ({"names": ["a"], "vectors": np.ones((2, 4))}, "must be an .npz file"),
+    ({"names": ["a"], "vectors": np.ones(1)}, "must be an .npz file"),
+    ({"names": [b"a"], "vectors": np.ones((1, 4))}, "must be an .npz file"),
+    ({"names": np.array(["a"], dtype=object), "vectors": np.ones((1, 4))}, "must be an .npz file"),
+    ({"names": ["a"]}, "must be an .npz file"),
+])
+def test_other_name_vectors_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "v.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        read_name_vectors(tmp_path / "v.npz")
+    with pytest.raises(UserError, match="cannot read"):
+        read_name_vectors(tmp_path / "gone.npz")

@@ -1,53 +1,67 @@
-"""Training of the small CLIP, second step: pictures with texts."""
+"""Training of the small CLIP, second step: photos with texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils import UserError, read_csv, resolve_run_options
+from utils import Compute, UserError, read_csv
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from data.batches import LabelledImages, read_batches
-from data.captions import captioned_images
+from data.batches import LabelledImages, normalized_batches
+from data.captions import captioned_sources
 from data.photos import check_images
-from data.transform import Transform, augmentation
-from models.clip import Clip, DualEncoder, load_clip
-from training.clip_words import (
-    Words,
-    _fixed,
-    fit_clip,
-    groups_of,
-    head_directions,
-    make_words,
-    photo_meanings,
-    saver,
-    trim,
-    untrained_features,
+from data.transform import augmentation
+from models.clip import DualEncoder, load_clip, save_clip
+from training.clip_targets import (
+    Lexicon,
+    centered_class_vectors,
+    names_to_learn,
+    photo_vectors,
+    read_lexicon,
+    target_settings,
+    tower_features,
 )
-from training.loop import Task, check_out
+from training.clip_words import NamePhrases, full_length_ids, trim_padding
+from training.loop import Task, check_out, fit_recipe, parameter_groups
+from training.recipe import Recipe, describe_training, photos_digest
 
 PHOTO_PHRASES = ("a photo of a {}", "this is a photo of {}", "a picture of a {}",
                  "a blurry photo of a {}", "a small photo of the {}", "a {}")
+CENTERED_ON = 512  # photos whose mean feature becomes the origin
+
+# --- photos with texts --------------------------------------------------------------------------
 
 
-# --- pictures with texts ------------------------------------------------------------------------
+def read_pairs(files: Sequence[str | Path], limit: int | None) -> list[tuple[Path, list[str]]]:
+    """(image file, phrases that say what it shows), from CSVs ``image,text`` with paths beside
+    them; of each file ``limit`` rows at most, spread evenly."""
+    pairs = []
+    for file in files:
+        rows = read_csv(file, "image", "text")
+        if limit and limit < len(rows):
+            rows = [rows[i * len(rows) // limit] for i in range(limit)]
+        pairs += [(Path(file).parent / row["image"],
+                   [phrase.format(row["text"]) for phrase in PHOTO_PHRASES]) for row in rows]
+    return pairs
 
 
 class Pairs:
-    """A dataset of (pixels (height, width, 3) uint8, ids (T,), which text, index).
+    """A dataset of (pixels (height, width, 3) uint8, ids (T,), group, index).
 
-    ``texts`` holds each image's possible texts, of which one is drawn an epoch; images whose texts
-    are equal say the same and are no counter-examples of each other.
+    ``texts`` holds each image's possible texts, of which one is drawn in each epoch. Images with
+    the same possible texts are one group: they are not negatives of each other.
     """
 
     def __init__(
         self, model: DualEncoder, paths: Sequence[Path], texts: Sequence[Sequence[str]],
-        augment: Callable, seed: int,
+        augment: Callable[[Image.Image], Image.Image], seed: int,
     ) -> None:
         self.model, self.texts, self.seed = model, texts, seed
         self.images = LabelledImages(paths, list(range(len(paths))), augment, seed)
@@ -63,131 +77,186 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int, int]:
         pixels, _ = self.images[index]
-        return pixels, _fixed(self.model, self.drawn[index]), self.group[index], index
+        return pixels, full_length_ids(self.model, self.drawn[index]), self.group[index], index
 
 
 class Shrunk:
-    """Augmentation that takes away detail: with probability ``share``, a photo is made as small as
-    ``least`` pixels and large again, as small pictures are when a large model sees them."""
+    """An augmentation that removes detail after ``augment``: with probability ``share`` a photo is
+    scaled down to between ``least`` and three times as many pixels a side, and up again, so that
+    small pictures look familiar to the model."""
 
-    def __init__(self, augment: Callable, least: int, share: float) -> None:
+    def __init__(
+        self, augment: Callable[[Image.Image], Image.Image], least: int, share: float
+    ) -> None:
         self.augment, self.least, self.share = augment, least, share
 
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> Image.Image:
         image = self.augment(image)
         if torch.rand(()) >= self.share:
             return image
         side = int(torch.randint(self.least, 3 * self.least, ()))
-        return image.resize((side, side), 4).resize(image.size, 3)  # averaged, then bicubic
+        small = image.resize((side, side), Image.Resampling.BOX)
+        return small.resize(image.size, Image.Resampling.BICUBIC)
+
+
+# --- losses -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the two optional losses compare with, on the CPU."""
+
+    classes: Tensor  # (K, D): the class vectors
+    teacher: Tensor  # (images, K): the frozen image tower's class distribution for each image
+    phrases: NamePhrases | None
+    settings: dict  # what a resumed training must repeat of them
 
 
 def contrastive_task(
-    model: DualEncoder, pairs: Pairs, words: Words | None, classes: Tensor | None,
-    teacher: Tensor | None, groups: list[dict], validate: Callable, save: Callable, args,
+    model: DualEncoder, pairs: Pairs, targets: Targets | None, save: Callable, recipe: Recipe, args
 ) -> Task:
-    """CLIP's symmetric loss over a batch (Radford et al. 2021, Sec. 2.3), with two reminders: the
-    ``teacher``'s shares (images, K) of the ``classes`` (K, D), and ``words`` beside the texts."""
-    transform = Transform.from_fields(model.preprocessing)
-    random = np.random.default_rng(args.seed)
+    """CLIP's symmetric loss over a batch (Radford et al. 2021, Sec. 2.3), plus two optional losses:
+    distillation from the frozen image tower, weighted by ``args.teacher``, and the word loss of
+    ``training.clip_words``, weighted by ``args.words``.
+
+    There is no validation: ``clip_zeroshot.py eval`` measures the result.
+    """
+    transform, scale = model.transform, args.word_scale
 
     def prepare(batch):
         pixels, tokens, group, index = batch
-        images = transform.normalize(pixels)
-        if words is None:
-            return images, trim(tokens, model.pad_id), group, index, None
-        chosen = [words[int(place)] for place in random.integers(0, len(words), len(pixels))]
-        more = torch.stack([ids for ids, _ in chosen]).to(tokens.device)
-        meant = words.vectors[[place for _, place in chosen]].to(tokens.device)
-        return images, trim(torch.cat([tokens, more]), model.pad_id), group, index, meant
+        vectors = None
+        if targets and targets.phrases:  # as many phrases as photos, after the photos' texts
+            phrases = targets.phrases
+            ids, names = zip(*(phrases[place] for place in torch.randint(
+                len(phrases), (len(pixels),)).tolist()), strict=True)
+            tokens = torch.cat([tokens, torch.stack(ids).to(tokens.device)])
+            vectors = phrases.vectors[list(names)].to(tokens.device)
+        return (transform.normalize(pixels), trim_padding(tokens, model.pad_id), group, index,
+                vectors)
 
     def loss(model, batch):
-        images, tokens, group, index, meant = batch
-        seen, written, scale = model(images, tokens)
-        texts = written[:len(seen)]
-        logits = scale * seen @ texts.T
+        images, tokens, group, index, vectors = batch
+        seen, read, logit_scale = model(images, tokens)
+        logits = logit_scale * seen @ read[:len(seen)].T  # (images, texts)
         same = (group[:, None] == group[None]).float()
-        total = (F.cross_entropy(logits, same / same.sum(1, keepdim=True))
-                 + F.cross_entropy(logits.T, same / same.sum(1, keepdim=True))) / 2
-        if teacher is not None:
-            said = args.word_scale * seen @ classes.to(seen.device).T
-            total = total + args.teacher * F.cross_entropy(said, teacher[index.cpu()].to(
-                seen.device))
-        if meant is not None:
-            there = classes.to(seen.device)
-            said = args.word_scale * written[len(seen):] @ there.T
+        total = contrastive_loss(logits, same)
+        right = same.gather(1, logits.argmax(1, keepdim=True)).mean()
+        if targets:
+            classes = targets.classes.to(seen.device)
+            teacher = targets.teacher[index.cpu()].to(seen.device)
+            total = total + args.teacher * F.cross_entropy(scale * seen @ classes.T, teacher)
+        if vectors is not None:
             total = total + args.words * F.cross_entropy(
-                said, (args.word_scale * meant @ there.T).softmax(1))
-        right = (same.gather(1, logits.argmax(1, keepdim=True)) > 0).sum().item()
-        return total, right
+                scale * read[len(seen):] @ classes.T, (scale * vectors @ classes.T).softmax(1))
+        return total, {"accuracy": right.item()}
 
-    return Task(pairs, groups, prepare, loss, validate, save, select=None)
-
-
-def read_pairs(args) -> tuple[list[Path], list[list[str]], int]:
-    """Images and the texts of each, from --pairs and then from --images with --captions, and how
-    many of the latter there are."""
-    paths, texts, images = [], [], {}
-    for file in args.pairs:
-        for row in read_csv(file, "image", "text"):
-            paths.append(Path(file).parent / row["image"])
-            texts.append([phrase.format(row["text"]) for phrase in PHOTO_PHRASES])
-    if args.captions:
-        images = captioned_images(args.images, args.captions)
-        paths += images
-        texts += images.values()
-    if not paths:
-        raise UserError("nothing to learn from: give --pairs, or --images with --captions")
-    return paths, texts, len(images)
+    groups = parameter_groups(model, recipe.weight_decay, {"vision.": args.encoder_lr})
+    return Task(pairs, groups, prepare, loss, lambda model, accelerator: {}, save, select=None)
 
 
-def pairs(args) -> list[dict]:
-    """Train both towers on images with texts; returns the history."""
+def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
+    """The mean of the cross-entropies from images to texts and from texts to images.
+
+    ``logits`` (B, B); ``same`` (B, B) is 1 where image and text belong together, else 0. Several
+    right answers share the target evenly.
+    """
+    targets = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def train_pairs(args) -> list[dict]:
+    """``clip_zeroshot.py train``: train both towers, and return the history."""
     check_out(args.out, args.resume)
-    paths, texts, captioned = read_pairs(args)
-    check_images(paths)
-    resolve_run_options(args)
-    torch.manual_seed(args.seed)
+    check_options(args)
+    named = read_pairs(args.pairs, args.limit)
+    captioned = [pair for source in captioned_sources(args.images, args.captions, args.limit)
+                 for pair in source.items()]
+    if not named and not captioned:
+        raise UserError("there is nothing to learn from: give --pairs, or --images with --captions")
+    paths, texts = map(list, zip(*named, *captioned, strict=True))
+    lexicon = read_lexicon(args.wordnet, args.name_vectors) if args.wordnet else None
     model = load_clip(args.checkpoint)
     if args.crop_pct:
-        model.preprocessing["crop_pct"] = args.crop_pct
-    classes = teacher = drawn = None
-    if not model.metadata.get("centered"):
-        center(model, paths[:: max(len(paths) // 512, 1)], args)
+        model.preprocessing = model.preprocessing | {"crop_pct": args.crop_pct}
+    check_images(paths)
+
+    recipe = Recipe.from_args(args)
+    torch.manual_seed(recipe.seed)
+    if not model.metadata.get("centered"):  # a checkpoint of ``words``; those of ``train`` are
+        center(model, paths[::max(len(paths) // CENTERED_ON, 1)], recipe.compute)
+    targets = None
     if args.weights or args.pretrained:
-        classes, _, _ = head_directions(args)
-        seen = untrained_features(model, paths, args)
-        teacher = (args.word_scale * torch.from_numpy(seen) @ classes.T).softmax(1)
-        if args.wordnet:
-            first = len(paths) - captioned
-            photos = photo_meanings(seen[first:], texts[first:], args) if captioned else {}
-            drawn = make_words(model, classes, [text for each in texts[first:] for text in each],
-                               photos, args)
+        targets = make_targets(model, paths, texts, len(captioned), lexicon, recipe, args)
     model.requires_grad_(True)
-    if args.freeze:  # what is below needs no backward pass, a third of the time for half a ViT
-        vision = model.vision
-        for part in (vision.patch_embed, vision.blocks[:args.freeze]):
-            part.requires_grad_(False)
-        vision.pos_embed.requires_grad_(False)
-        vision.cls_token.requires_grad_(False)
-    transform = Transform.from_fields(model.preprocessing)
-    augment = Shrunk(augmentation(args.augment, transform), args.shrink_to, args.shrink)
-    dataset = Pairs(model, paths, texts, augment, args.seed)
-    task = contrastive_task(model, dataset, drawn, classes, teacher, groups_of(model, args),
-                            lambda model, accelerator: {}, saver(args, len(paths)), args)
-    return fit_clip(model, task, args)
+    freeze_blocks(model.vision, args.freeze)
+    about = describe_training(args, recipe, {"images": len(paths)})
+
+    def save(path, model, row):
+        save_clip(path, model, **about, metrics=row, centered=True)
+
+    augment = augmentation(args.augment, model.transform)
+    pairs = Pairs(model, paths, texts, Shrunk(augment, args.shrink_to, args.shrink), recipe.seed)
+    task = contrastive_task(model, pairs, targets, save, recipe, args)
+    task.settings = {"photos and texts": photos_digest(paths, texts)}
+    if targets:
+        task.settings |= targets.settings
+    return fit_recipe(model, task, recipe, args)
 
 
-def center(model: DualEncoder, paths: Sequence[Path], args) -> None:
-    """Move the origin of the image features to their mean: before, all images point one way."""
-    clip = Clip(model.to(args.device).eval(), model.preprocessing, "the untrained tower")
-    transform = Transform.from_fields(model.preprocessing)
-    total = []
-    for _, pixels in read_batches(paths, transform, 32, lambda path, reason: None):
-        with torch.inference_mode():
-            total.append(clip.towers.image_features(
-                transform.normalize(torch.from_numpy(pixels).to(args.device))).mean(0))
+def check_options(args) -> None:
+    """UserError for options that need another one."""
+    if args.name_vectors and not args.wordnet:
+        raise UserError("--name-vectors needs --wordnet DIR, which has the ImageNet classes' nouns")
+    if args.wordnet and not (args.weights or args.pretrained):
+        raise UserError("--wordnet needs the head of an ImageNet classifier, which gives names "
+                        "their vectors: give --weights FILE or --pretrained")
+
+
+def center(model: DualEncoder, paths: Sequence[Path], compute: Compute) -> None:
+    """Move the origin of the image features to their mean over photos. Before, all images have
+    nearly the same direction, and the cosines to texts hardly differ."""
+    model.to(compute.device).eval()
+    unreadable = []  # there are none: the photos were checked
+    with torch.inference_mode():
+        features = [model.image_features(images) for _, images in normalized_batches(
+            model.transform, paths, compute, unreadable, "center features")]
     with torch.no_grad():
-        model.image_proj.bias.sub_(torch.stack(total).mean(0))
-    model.metadata["centered"] = True
+        model.image_proj.bias.sub_(torch.cat(features).mean(0))
+
+
+def make_targets(
+    model: DualEncoder, paths: Sequence[Path], texts: Sequence[Sequence[str]], captioned: int,
+    lexicon: Lexicon | None, recipe: Recipe, args,
+) -> Targets:
+    """The targets of photos and, with a ``lexicon``, of names; the last ``captioned`` of the photos
+    have captions for texts."""
+    classes = centered_class_vectors(args.vit, args.pretrained, args.weights)
+    features = tower_features(model, paths, recipe.compute)
+    teacher = (args.word_scale * torch.from_numpy(features @ classes.T)).softmax(1)
+    names = phrases = None
+    if lexicon:
+        captions = texts[len(texts) - captioned:]
+        shown = {}
+        if captioned:
+            shown = photo_vectors(features[-captioned:], captions, lexicon.names)
+        names = names_to_learn(lexicon, classes, shown,
+                               [text for each in captions for text in each], args.name_scale)
+        phrases = NamePhrases(model, names, args.texts, recipe.seed)
+    return Targets(torch.from_numpy(classes), teacher, phrases,
+                   target_settings(classes, lexicon, names))
+
+
+def freeze_blocks(vision: nn.Module, count: int) -> None:
+    """Keep the first ``count`` blocks of a timm ViT, and what is before them, as they are: without
+    their backward pass, half a frozen ViT saves a third of the time."""
+    if not count:
+        return
+    for part in (vision.patch_embed, vision.blocks[:count], vision.pos_embed, vision.cls_token):
+        if part is not None:
+            part.requires_grad_(False)

@@ -211,59 +211,76 @@ def add_caption_training(parser: argparse.ArgumentParser) -> None:
 
 def add_clip_words_training(parser: argparse.ArgumentParser) -> None:
     """Options of ``clip_zeroshot.py words``."""
-    _add_clip_options(parser, batch_size=256, wordnet_needed=True)
-    parser.add_argument("--captions", nargs="*", default=[], metavar="JSON",
-                        help="names that these captions say are taught more often; the tokenizer "
-                             "learns from them too")
-    parser.add_argument("--images", metavar="DIR",
-                        help="photos of the first --captions: what they show is what names mean")
-    for name, default in (("vocab-size", 4096), ("context", 32), ("width", 192), ("layers", 3),
-                          ("heads", 3)):
-        parser.add_argument(f"--{name}", type=positive_int, default=default, metavar="N",
-                            help="of the text tower")
+    _add_clip_options(parser, batch_size=256, wordnet_needed=True, texts="phrases in an epoch")
+    parser.add_argument("--captions", nargs="+", default=[], metavar="JSON",
+                        help="the tokenizer learns from these captions, and names that they "
+                             "mention are drawn more often")
+    parser.add_argument("--images", nargs="+", default=[], metavar="DIR",
+                        help="photos of the first --captions, a folder for each file: a name also "
+                             "means what the photos show whose captions mention it")
+    for name, default, what in (
+            ("vocab-size", 4096, "tokens that the tokenizer learns"),
+            ("context", 32, "tokens that the text tower reads"),
+            ("width", 192, "width of the text tower"), ("layers", 3, "layers of the text tower"),
+            ("heads", 3, "attention heads in each of its layers")):
+        parser.add_argument(f"--{name}", type=positive_int, default=default, metavar="N", help=what)
 
 
 def add_clip_pairs_training(parser: argparse.ArgumentParser) -> None:
     """Options of ``clip_zeroshot.py train``."""
-    recipe = _add_clip_options(parser, batch_size=64, wordnet_needed=False)
+    recipe = _add_clip_options(parser, batch_size=64, wordnet_needed=False,
+                               texts="phrases that the word loss draws from")
     recipe.add_argument("--encoder-lr", type=non_negative, default=0.1, metavar="FACTOR",
                         help="the image tower's lr is this times --lr")
-    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="what to start from")
-    parser.add_argument("--pairs", nargs="*", default=[], metavar="CSV",
-                        help="image,text: paths beside the CSV and what they show")
-    parser.add_argument("--images", metavar="DIR", help="photos of --captions")
-    parser.add_argument("--captions", metavar="JSON", help="captions in COCO's format")
+    parser.add_argument("--checkpoint", required=True, metavar="FILE",
+                        help="start from this checkpoint, of words or of train")
+    parser.add_argument("--pairs", nargs="+", default=[], metavar="CSV",
+                        help="image,text: paths beside the CSV, and names of what they show")
+    parser.add_argument("--images", nargs="+", default=[], metavar="DIR",
+                        help="photos of --captions, a folder for each file")
+    parser.add_argument("--captions", nargs="+", default=[], metavar="JSON",
+                        help="captions in COCO's format")
     parser.add_argument("--freeze", type=natural, default=0, metavar="N",
-                        help="leave the image tower's first N blocks as they are")
+                        help="do not train the image tower's first N blocks")
     parser.add_argument("--crop-pct", type=share, metavar="SHARE",
-                        help="share of the shorter side that the centre crop keeps")
+                        help="share of the shorter side that the centre crop keeps (default: as "
+                             "the checkpoint has it)")
     add_augment_option(parser, ["crop", "flip"])
     parser.add_argument("--shrink", type=fraction, default=0.0, metavar="SHARE",
-                        help="share of photos that are made small and large again")
+                        help="share of the photos that are scaled down and up again")
     parser.add_argument("--shrink-to", type=positive_int, default=32, metavar="PIXELS",
-                        help="how small at least; up to three times as large")
+                        help="their smallest side when scaled down; the largest is three times it")
     parser.add_argument("--teacher", type=non_negative, default=1.0, metavar="WEIGHT",
-                        help="weight of the distillation loss from the frozen image tower")
+                        help="weight of the distillation loss from the frozen image tower (needs "
+                             "--weights or --pretrained)")
     parser.add_argument("--words", type=non_negative, default=0.5, metavar="WEIGHT",
-                        help="weight of the loss on the names that --wordnet has")
+                        help="weight of the word loss (needs --wordnet)")
 
 
 def _add_clip_options(
-    parser: argparse.ArgumentParser, batch_size: int, wordnet_needed: bool
+    parser: argparse.ArgumentParser, batch_size: int, wordnet_needed: bool, texts: str
 ) -> argparse._ArgumentGroup:
+    """What both trainings of CLIP have, ``texts`` for the help of --texts; returns the group of the
+    recipe."""
     add_run_options(parser, batch_size)
     add_output_options(parser)
-    head = parser.add_argument_group("what ImageNet's classes look like")
+    head = parser.add_argument_group("image tower, with its head over ImageNet's 1,000 classes")
     head.add_argument("--vit", default="vit_tiny_patch16_224", metavar="NAME",
-                      help="timm's name of the image tower, with a head over ImageNet-1k")
-    head.add_argument("--pretrained", action="store_true", help="timm's weights (network)")
-    head.add_argument("--weights", metavar="FILE", help="these weights, head included")
-    head.add_argument("--wordnet", metavar="DIR", required=wordnet_needed,
-                      help="WordNet's folder with data.noun and index.sense")
-    head.add_argument("--word-scale", type=non_negative, default=12.0, metavar="SCALE",
-                      help="softmax scale of the word targets")
-    head.add_argument("--texts", type=positive_int, default=100_000, metavar="N",
-                      help="phrases an epoch")
+                      help="its name in timm")
+    head.add_argument("--pretrained", action="store_true",
+                      help="give it timm's weights for this name (network)")
+    head.add_argument("--weights", metavar="FILE", help="give it these weights, head included")
+    names = parser.add_argument_group("names")
+    names.add_argument("--wordnet", metavar="DIR", required=wordnet_needed,
+                       help="WordNet's folder with data.noun and index.sense")
+    names.add_argument("--name-vectors", metavar="FILE.npz",
+                       help="names (N,) and vectors (N, D) of a sentence encoder, the 1,000 class "
+                            "names among them: a name also means the classes with similar vectors")
+    names.add_argument("--name-scale", type=non_negative, default=16.0, metavar="SCALE",
+                       help="softmax scale of this similarity")
+    names.add_argument("--word-scale", type=non_negative, default=12.0, metavar="SCALE",
+                       help="softmax scale of the word targets")
+    names.add_argument("--texts", type=positive_int, default=100_000, metavar="N", help=texts)
     return add_recipe_options(parser)
 
 
