@@ -376,7 +376,7 @@ def test_bad_names_get_one_line(tmp_path, photos, capsys, names, message):
     (["eval", "--images", "odd"], 1, "label 99 in odd is none of n.json's 3 labels"),
     (["eval", "--images", "unlabelled"], 1, "photo.png carries no label"),
     (["eval", "--images", "photos", "--model", "folder", "--record", "x"], 1,
-     "folder is not a file"),
+     "folder is not a checkpoint of this project"),
     (["top5", "--images", "photos/0_000.png", "nowhere.png"], 1, "nowhere.png is no file"),
 ])
 def test_bad_input_gets_one_line(
