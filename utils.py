@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -40,6 +40,15 @@ def printable(name: object) -> str:
 def warn(message: str) -> None:
     """Print one line on stderr."""
     print(printable(one_line(message)), file=sys.stderr, flush=True)
+
+
+def print_some(lines: Sequence[str], output: str | Path) -> None:
+    """Print the first 20 of ``lines`` and how many more the file ``output`` holds."""
+    shown = 20
+    for line in lines[:shown]:
+        print(line)
+    if len(lines) > shown:
+        print(f"… and {len(lines) - shown} more in {printable(output)}")
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

@@ -43,9 +43,15 @@ def list_images(folder: str | Path, limit: int | None = None) -> list[Path]:
     if not paths:
         kinds = " ".join(sorted(extension[1:] for extension in IMAGE_EXTENSIONS))
         raise UserError(f"no image in {folder} (looked for {kinds}, not in subfolders)")
-    if limit is None or limit >= len(paths):
-        return paths
-    return [paths[i * len(paths) // limit] for i in range(limit)]
+    return spread(paths, limit)
+
+
+def spread(items: Sequence, count: int | None) -> list:
+    """``count`` of ``items`` in their order, spread evenly over them; all of them where ``count``
+    is None or too large."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def image_paths(words: Sequence[str | Path], limit: int | None = None) -> list[Path]:
@@ -80,8 +86,7 @@ def check_images(paths: Sequence[Path]) -> None:
     """Decode every image once, before hours of training; UserError that names an unreadable one."""
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress(len(paths), "check", "img") as bar:
         for path, problem in zip(paths, pool.map(_problem, paths), strict=True):
-            if problem:
-                raise UserError(f"{path}: {problem}; mend or remove it, then train")
+            refuse_unreadable([(path, problem)] if problem else [])
             bar.update()
 
 
@@ -146,3 +151,10 @@ def report_unreadable(readable: Sequence, unreadable: list[tuple[Path, str]]) ->
                         .format(len(unreadable), *unreadable[0]))
     for path, reason in unreadable:
         warn(f"unreadable: {path}: {reason}")
+
+
+def refuse_unreadable(unreadable: Sequence[tuple[Path, str]]) -> None:
+    """UserError that names the first unreadable file, if there is one; for work that needs all."""
+    if unreadable:
+        path, reason = unreadable[0]
+        raise UserError(f"{path} cannot be read: {reason}; repair or remove it, then start again")
