@@ -65,15 +65,15 @@ class BaseSource:
         words = [str(word) for pair in options.items() if pair[1] for word in pair]
         return shlex.join(words + ["--pretrained"] * self.pretrained)
 
-    def with_encoder_of(self, checkpoint: str | Path) -> BaseSource:
-        """With --decoder and no --encoder: the encoder that ``checkpoint`` was trained with, whose
-        weights are looked for beside it where they came from a file."""
-        encoder = load_checkpoint(checkpoint, "peft")[1].get("encoder", {})
+    def with_encoder_of(self, metadata: dict, folder: Path) -> BaseSource:
+        """With --decoder and no --encoder: the encoder of the PEFT file that has ``metadata``; the
+        encoder's weights are looked for in ``folder`` where they came from a file."""
+        encoder = metadata.get("encoder", {})
         pretrained, weights = encoder.get("pretrained"), encoder.get("weights")
         if self.encoder or not self.decoder or not (pretrained or weights):
             return self
         return replace(self, encoder=encoder["name"], pretrained=bool(pretrained),
-                       weights=weights and Path(checkpoint).parent / weights)
+                       weights=weights and folder / weights)
 
 
 def open_peft(checkpoint: str | Path, source: BaseSource) -> Captioner:
@@ -85,7 +85,8 @@ def open_peft(checkpoint: str | Path, source: BaseSource) -> Captioner:
         raise UserError(f"{checkpoint} does not exist: give a PEFT file as --checkpoint or "
                         "$HW3_P2_CKPT; python3 peft_caption.py train --method adapter "
                         f"{source.words()} --images DIR --captions JSON --out DIR makes one")
-    source = source.with_encoder_of(checkpoint)
+    metadata = load_checkpoint(checkpoint, "peft")[1]
+    source = source.with_encoder_of(metadata, Path(checkpoint).parent)
     return load_peft(checkpoint, source.open(), source.words())
 
 
