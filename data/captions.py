@@ -6,16 +6,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import UserError, read_json, read_lines
+from utils import UserError, print_some, printable, read_json, read_lines, write_json
 
 from data.photos import IMAGE_EXTENSIONS, spread
+
+# --- references ---------------------------------------------------------------------------------
 
 
 def read_captions(path: str | Path) -> dict[str, list[str]]:
     """File name -> its reference captions, from COCO's format (``images`` and ``annotations``).
 
-    Raises UserError for anything that is not so, duplicate ids and images without captions
-    included.
+    Raises UserError for any other format, for duplicate ids and for images without captions.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -27,7 +28,7 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
     try:
         names = {image["id"]: image["file_name"] for image in images}
         if len(names) < len(images) or len(set(names.values())) < len(images):
-            raise UserError(f"{path} lists an image twice (by id or by file_name)")
+            raise UserError(f"{path} lists an image twice (by id or by file_name); keep one")
         captions: dict[object, list[str]] = {identity: [] for identity in names}
         for annotation in annotations:
             captions[annotation["image_id"]].append(annotation["caption"])
@@ -40,12 +41,13 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
         raise UserError(f"{path}: images and annotations must hold objects like "
                         '{"file_name", "id"} and {"caption", "id", "image_id"}') from None
     if len(annotation_ids) < len(annotations):
-        raise UserError(f"{path} holds two annotations with one id")
+        raise UserError(f"{path} holds two annotations with one id; give each its own")
     for identity, name in names.items():
         if not isinstance(name, str):
             raise UserError(f"{path}: file_name of image {identity} is not a string")
         if not captions[identity]:
-            raise UserError(f"{path}: image {name} has no reference caption")
+            raise UserError(f"{path}: image {name} has no reference caption; add one, or remove "
+                            "the image")
         if not all(isinstance(caption, str) for caption in captions[identity]):
             raise UserError(f"{path}: a caption of image {name} is not a string")
     return {name: captions[identity] for identity, name in names.items()}
@@ -65,6 +67,9 @@ def captioned_images(
         raise UserError(f"{len(missing)} of {len(images)} images in {source} are not in {folder} "
                         f"({', '.join(missing[:5])}{', …' * (len(missing) > 5)})")
     return {path: images[path] for path in spread(list(images), limit)}
+
+
+# --- training -----------------------------------------------------------------------------------
 
 
 def captioned_sources(
@@ -89,25 +94,35 @@ def captioned_sources(
 
 
 def training_photos(
-    args,
+    folders: Sequence[str | Path], files: Sequence[str | Path],
+    val_folders: Sequence[str | Path] | None = None,
+    val_files: Sequence[str | Path] | None = None, held_out: int = 400, limit: int | None = None,
 ) -> tuple[dict[Path, list[str]], list[dict[Path, list[str]]]]:
-    """(photos to learn, those of each source that choose the best epoch), each image file with
-    its captions, by the options of ``options.add_photo_options``."""
-    sources = captioned_sources(args.images, args.captions, args.limit)
-    if args.val_captions:
-        val = captioned_sources(args.val_images or args.images, args.val_captions)
+    """(photos to train on, the validation photos of each source), each photo with its captions.
+
+    A source is a folder with its caption file, and ``limit`` photos of each training source are
+    used. Without ``val_files``, ``held_out`` photos of each source are not trained on but validate.
+    Raises UserError where a source has fewer than two validation photos, too few for CIDEr.
+    """
+    sources = captioned_sources(folders, files, limit)
+    if val_files:
+        val = captioned_sources(val_folders or folders, val_files)
     else:
-        parts = [hold_out(list(source.items()), args.hold_out) for source in sources]
+        parts = [hold_out(list(source.items()), held_out) for source in sources]
         sources, val = ([dict(part) for part in side] for side in zip(*parts, strict=True))
     if any(len(part) < 2 for part in val):
-        raise UserError("CIDEr needs two images or more of each source to validate on")
+        raise UserError("CIDEr needs at least two images of each source to validate on; hold out "
+                        "more, or give larger --val-captions")
     return {path: texts for source in sources for path, texts in source.items()}, val
 
 
 def hold_out(items: Sequence, count: int) -> tuple[list, list]:
-    """(the rest, ``count`` of ``items`` spread evenly over them), the same ones every time."""
+    """(the other items, ``count`` of ``items`` spread evenly over them), the same ones every time.
+
+    Raises UserError where no other item would be left.
+    """
     if count >= len(items):
-        raise UserError(f"{len(items)} are too few to hold out {count} of them")
+        raise UserError(f"{len(items)} are too few to hold out {count} of them; hold out fewer")
     places = {(2 * i + 1) * len(items) // (2 * count) for i in range(count)}
     return ([item for place, item in enumerate(items) if place not in places],
             [item for place, item in enumerate(items) if place in places])
@@ -116,11 +131,11 @@ def hold_out(items: Sequence, count: int) -> tuple[list, list]:
 def language_texts(
     files: Sequence[str | Path], count: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """(captions to learn, captions that choose the best epoch) of caption files.
+    """(captions to train on, captions to validate on) of caption files.
 
     With ``count`` the second are those of the photos that ``training_photos`` holds out of each
-    file in COCO's format, and none of them is learned from any file; without it they are a
-    twentieth of all.
+    file in COCO's format, and none of them is trained on, whichever file repeats it; without it
+    they are a twentieth of all captions.
     """
     texts = [text for path in files for text in read_texts(path)]
     if not count:
@@ -129,7 +144,8 @@ def language_texts(
            for _, captions in hold_out(list(read_captions(path).items()), count)[1]
            for text in captions]
     if not val:
-        raise UserError("--hold-out holds out photos of files in COCO's format, and none is given")
+        raise UserError("--hold-out holds out photos of files in COCO's format, and no such file "
+                        "is given; add one, or leave --hold-out out")
     unseen = {text.strip() for text in val}
     return [text for text in texts if text.strip() not in unseen], val
 
@@ -156,6 +172,15 @@ def read_texts(path: str | Path) -> list[str]:
     return [text for texts in captions.values() for text in texts]
 
 
+# --- predictions --------------------------------------------------------------------------------
+
+
+def write_predictions(captions: dict[Path, str], output: str | Path) -> None:
+    """Write ``{"<name without its last extension>": "caption", …}`` and print the first rows."""
+    write_json({path.stem: text for path, text in captions.items()}, output)
+    print_some([f"{printable(path.name):24} {text}" for path, text in captions.items()], output)
+
+
 def read_predictions(path: str | Path) -> dict[str, str]:
     """``{"<image name>": "caption", …}``; UserError for anything else."""
     predictions = read_json(path)
@@ -174,20 +199,20 @@ def match_predictions(
     """(prediction's name, reference's name) pairs in the order of the references.
 
     Names match as they are, or without the extension of an image file on either side. Raises
-    UserError that lists the first five names without a partner, unless ``allow_missing``.
+    UserError that lists the first five names without a match, unless ``allow_missing``.
     """
     by_stem: dict[str, str] = {}
     for name in predictions:
         other = by_stem.setdefault(_image_stem(name), name)
         if other != name:
-            raise UserError(f"predictions {other} and {name} are of one image")
+            raise UserError(f"predictions {other} and {name} are of one image; keep one")
     pairs, missing = [], []
     for image in references:
         name = image if image in predictions else by_stem.get(_image_stem(image))
         pairs.append((name, image)) if name is not None else missing.append(image)
     if len({name for name, _ in pairs}) < len(pairs):
-        raise UserError("two reference images differ in their extension only, the predictions' "
-                        "names do not tell them apart")
+        raise UserError("two reference images differ only in their extension; name predictions "
+                        "with it, so that they can be told apart")
     matched = {name for name, _ in pairs}
     extra = [name for name in predictions if name not in matched]
     problems = [f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"

@@ -29,17 +29,19 @@ def add_command(
     return command
 
 
-def add_run_options(parser: argparse.ArgumentParser, batch_size: int | None) -> None:
-    """The options that every command has."""
+def add_run_options(
+    parser: argparse.ArgumentParser, batch_size: int | None, unit: str = "images"
+) -> None:
+    """The options that every command has; ``unit`` says what batches consist of."""
     group = parser.add_argument_group("run")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                        help="where to compute; auto takes CUDA when there is one")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                        help="auto takes bfloat16 where the hardware has it")
     group.add_argument("--batch-size", type=positive_int, default=batch_size, metavar="N",
-                       help="images in a batch" + " (default: by device)" * (batch_size is None))
+                       help=f"{unit} in a batch" + " (default: by device)" * (batch_size is None))
     group.add_argument("--limit", type=positive_int, metavar="N",
-                       help="use only N images, spread over the folder")
+                       help=f"use only N {unit}, spread over all of them")
     group.add_argument("--seed", type=int, default=0, help="seed of every random choice")
 
 
@@ -76,6 +78,15 @@ def add_search_options(
                        help="tokens at most (default: what the captioner can write)")
     group.add_argument("--no-repeat-ngram", type=natural, default=no_repeat_ngram, metavar="N",
                        help="write no N tokens twice in one caption; 0: no such rule")
+
+
+def add_scoring_options(parser: argparse.ArgumentParser, resamples: int | None = None) -> None:
+    """The options behind ``inference.scoring.Scoring`` that all scoring commands have."""
+    parser.add_argument("--bootstrap", type=positive_int, default=resamples, metavar="N",
+                        help="95 %% intervals from N resamples of the images")
+    parser.add_argument("--clip", metavar="FILE|FOLDER|NAME",
+                        help="the CLIP behind CLIPScore: a clip checkpoint, transformers' folder "
+                             f"or hub name (default: {registry.CLIP.name})")
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:

@@ -1,98 +1,133 @@
-"""PEFT captioners over a frozen base: opening them, and counting what they train."""
+"""PEFT captioners over a frozen base: opening them, and counting what they train (docs/peft.md)."""
 
 from __future__ import annotations
 
+import argparse
 import shlex
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils import UserError, markdown_table, resolve_run_options
+from utils import UserError, markdown_table
 
 import torch
 
 from ckpt import registry
-from inference.caption import BATCH
+from models.captioner import Captioner
 from models.captioner_files import load_captioner
 from models.checkpoint import load_checkpoint
 from models.gpt2 import GPT2Config
-from models.peft import (
-    LIMIT,
-    OPTIONS,
-    count_parts,
-    insert,
-    load_peft,
-    method_of,
-    trained,
-)
+from models.peft import LIMIT, OPTIONS, count_parts, insert, load_peft, method_of, trained
 from models.vit import Encoder, build_vit
 from models.vit_gpt2 import ViTGPT2, gpt2_base
 
 COURSE_ENCODER = "vit_large_patch16_224"  # 1024 wide
 
 
-# --- the base, and what stands over it ----------------------------------------------------------
+# --- the base, and the captioner over it --------------------------------------------------------
 
 
-def open_base(args) -> ViTGPT2:
-    """The frozen base that the options of a command name."""
-    if args.encoder and not args.decoder:
-        raise UserError("--encoder goes with --decoder; --base has an encoder of its own")
-    if bool(args.encoder) != bool(args.weights or args.pretrained):
-        raise UserError("--encoder NAME goes with --weights FILE or --pretrained")
-    if args.encoder:
-        return gpt2_base(build_vit(args.encoder, args.pretrained, args.weights), args.decoder)
-    if Path(args.base) == registry.BASE and not registry.BASE.exists():
-        raise UserError(f"{registry.BASE} is not there: give --base FILE, which "
-                        "p2_caption.py pretrain makes, or --decoder FILE with --encoder NAME")
-    base = load_captioner(args.base, "base")
-    if args.decoder:
-        return gpt2_base(Encoder(base.encoder, base.preprocessing, base.architecture), args.decoder)
-    return base
+@dataclass(frozen=True)
+class BaseSource:
+    """Where the frozen base of a PEFT captioner comes from: the options of ``add_base_options``."""
+
+    base: str | Path  # a language model with its encoder
+    decoder: str | Path | None = None  # GPT-2 weights in place of the base's language model
+    encoder: str | None = None  # timm's name of a ViT in place of the base's encoder
+    weights: str | Path | None = None  # of that ViT
+    pretrained: bool = False  # whether that ViT has timm's weights
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> BaseSource:
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+    def open(self) -> Captioner:
+        """The base. UserError for options that do not go together and for files that do not fit."""
+        if self.encoder and not self.decoder:
+            raise UserError("--encoder goes with --decoder; --base has an encoder of its own")
+        if bool(self.encoder) != bool(self.weights or self.pretrained):
+            raise UserError("--encoder NAME goes with --weights FILE or --pretrained")
+        if self.encoder:
+            vit = build_vit(self.encoder, self.pretrained, self.weights)
+            return gpt2_base(vit, self.decoder)
+        if Path(self.base) == registry.BASE and not registry.BASE.exists():
+            raise UserError(f"{registry.BASE} does not exist: give --base FILE, which "
+                            "p2_caption.py pretrain makes, or --decoder FILE with --encoder NAME")
+        base = load_captioner(self.base, "base")
+        if self.decoder:
+            encoder = Encoder(base.encoder, base.preprocessing, base.architecture)
+            return gpt2_base(encoder, self.decoder)
+        return base
+
+    def words(self) -> str:
+        """The options as one would type them."""
+        is_default = self.decoder and Path(self.base) == registry.BASE
+        options = {"--decoder": self.decoder, "--base": None if is_default else self.base,
+                   "--encoder": self.encoder, "--weights": self.weights}
+        words = [str(word) for pair in options.items() if pair[1] for word in pair]
+        return shlex.join(words + ["--pretrained"] * self.pretrained)
+
+    def with_encoder_of(self, metadata: dict, folder: Path) -> BaseSource:
+        """With --decoder and no --encoder: the encoder of the PEFT file that has ``metadata``; the
+        encoder's weights are looked for in ``folder`` where they came from a file."""
+        encoder = metadata.get("encoder", {})
+        pretrained, weights = encoder.get("pretrained"), encoder.get("weights")
+        if self.encoder or not self.decoder or not (pretrained or weights):
+            return self
+        return replace(self, encoder=encoder["name"], pretrained=bool(pretrained),
+                       weights=weights and folder / weights)
 
 
-def base_words(args) -> str:
-    """The options that name the base, as one would type them."""
-    words = ["--decoder", args.decoder] if args.decoder else []
-    words += ["--base", args.base] if not args.decoder or Path(args.base) != registry.BASE else []
-    words += ["--encoder", args.encoder] if args.encoder else []
-    words += ["--weights", args.weights] if args.weights else []
-    return shlex.join(words + ["--pretrained"] * bool(args.pretrained))
+def open_peft(checkpoint: str | Path, source: BaseSource) -> Captioner:
+    """The captioner of a PEFT file over its base, in eval mode.
 
-
-def open_peft(args) -> ViTGPT2:
-    """The captioner of --checkpoint over the base that the options name, on the device.
-
-    With --decoder and no --encoder, the encoder is the one that the checkpoint was trained with.
+    Raises UserError for a file of another base, with the command that trains one for this.
     """
-    resolve_run_options(args)
-    args.batch_size = args.batch_size or BATCH[args.device]
-    if not Path(args.checkpoint).exists():
-        raise UserError(f"{args.checkpoint} does not exist: give a PEFT file as --checkpoint or "
+    if not Path(checkpoint).exists():
+        raise UserError(f"{checkpoint} does not exist: give a PEFT file as --checkpoint or "
                         "$HW3_P2_CKPT; python3 peft_caption.py train --method adapter "
-                        f"{base_words(args)} --images DIR --captions JSON --out DIR makes one")
-    encoder = load_checkpoint(args.checkpoint, "peft")[1].get("encoder", {})
-    if args.decoder and not args.encoder and (encoder.get("pretrained") or encoder.get("weights")):
-        args.encoder, args.pretrained = encoder["name"], encoder["pretrained"]
-        if encoder["weights"]:
-            args.weights = str(Path(args.checkpoint).parent / encoder["weights"])
-    return load_peft(args.checkpoint, open_base(args), base_words(args)).to(args.device)
+                        f"{source.words()} --images DIR --captions JSON --out DIR makes one")
+    metadata = load_checkpoint(checkpoint, "peft")[1]
+    source = source.with_encoder_of(metadata, Path(checkpoint).parent)
+    return load_peft(checkpoint, source.open(), source.words())
 
 
-def sizes_table(args) -> str:
-    """Trained parameters of each method over GPT-2 small with a ViT-L, counted without memory."""
+# --- counting -----------------------------------------------------------------------------------
+
+
+def count_file(checkpoint: str | Path) -> dict:
+    """How many parameters a PEFT file holds, by part, as ``params`` prints it."""
+    tensors, metadata = load_checkpoint(checkpoint, "peft")
+    parts = count_parts(tensors)
+    return {"checkpoint": str(checkpoint), "method": metadata["method"],
+            "trained_parameters": sum(parts.values()), "parts": parts,
+            "fewer_than_the_course_allows": sum(parts.values()) < LIMIT,
+            "bytes": Path(checkpoint).stat().st_size, "base": metadata["base"]}
+
+
+def given_sizes(args: argparse.Namespace) -> dict:
+    """The size options of all methods, None where one is not given."""
+    return {key: getattr(args, key) for options in OPTIONS.values() for key in options}
+
+
+def sizes_table(cross_width: int | None, sizes: dict) -> str:
+    """Trained parameters of each method over GPT-2 small with a ViT-L, as a Markdown table.
+
+    ``sizes`` as in ``given_sizes``. Models are built on the meta device, which takes no memory.
+    """
     rows, config = [], GPT2Config(cross_width=None)
     with torch.device("meta"):
         vit = build_vit(COURSE_ENCODER)
         base = ViTGPT2(vit.model, config, SimpleNamespace(vocab_size=config.vocab_size),
                        vit.preprocessing, vit.architecture)
         for name in OPTIONS:
-            own = {key: getattr(args, key) for key in OPTIONS[name]}
-            method = method_of(name, args.cross_width, **own)
+            method = method_of(name, cross_width, **{key: sizes[key] for key in OPTIONS[name]})
             parts = count_parts(trained(insert(base, method)))
-            total, seen = sum(parts.values()), parts["cross_attention"]
-            sizes = ", ".join(f"{key.replace('_', ' ')} {value}"
-                              for key, value in method.options.items() if isinstance(value, int))
-            rows.append([name, sizes, f"{total:,}", f"{seen:,}", f"{total - seen:,}",
-                         f"{2 * total / 1e6:.1f}", "yes" if total < LIMIT else "no"])
+            total, cross_attention = sum(parts.values()), parts["cross_attention"]
+            chosen = ", ".join(f"{key.replace('_', ' ')} {value}"
+                               for key, value in method.options.items() if isinstance(value, int))
+            rows.append([name, chosen, f"{total:,}", f"{cross_attention:,}",
+                         f"{total - cross_attention:,}", f"{2 * total / 1e6:.1f}",
+                         "yes" if total < LIMIT else "no"])
     return markdown_table(["method", "size", "trained parameters", "cross-attention", "the rest",
                            "file (MB)", f"fewer than {LIMIT:,}"], rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,15 +90,3 @@ def write_captioner(path: Path, texts: list[str], max_length: int) -> Path:
     return path
 
 
-def write_json(path: Path, content) -> Path:
-    path.write_text(json.dumps(content))
-    return path
-
-
-def coco(captions: dict[str, list[str]]) -> dict:
-    """The captions of each file name in COCO's format."""
-    annotations = [{"caption": caption, "image_id": image} for image, texts
-                   in enumerate(captions.values()) for caption in texts]
-    return {"info": "", "licenses": "", "images": [
-        {"file_name": name, "id": image} for image, name in enumerate(captions)],
-        "annotations": [{**row, "id": number} for number, row in enumerate(annotations)]}

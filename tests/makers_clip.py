@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -55,21 +54,6 @@ def tiny_encoder(seed=0, context=16):
 def write_clip(path, seed=0, **options):
     """``tiny_encoder`` as a checkpoint."""
     save_clip(path, tiny_encoder(seed, **options), about="random weights")
-    return path
-
-
-def coco(captions: dict[str, list[str]]) -> dict:
-    """{file name: captions} in COCO's format."""
-    annotations = [{"caption": caption, "image_id": image} for image, texts
-                   in enumerate(captions.values()) for caption in texts]
-    return {"info": "", "licenses": "", "images": [
-        {"file_name": name, "id": image} for image, name in enumerate(captions)],
-        "annotations": [{**row, "id": number} for number, row in enumerate(annotations)]}
-
-
-def write_json(path: Path, content: object) -> Path:
-    """The file, with ``content`` as JSON, or as it is where it is text."""
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers, teacher forcing, self-critical training, stored features, checkpoints."""
+"""Tokenizers, teacher forcing, the CIDEr reward, stored features, checkpoints."""
 
 from __future__ import annotations
 
@@ -42,8 +42,6 @@ from models.gpt2 import GPT2Config
 from models.peft import identity_of, insert, method_of, save_peft
 from models.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, train_bpe
 from models.vit_gpt2 import ViTGPT2, add_cross_attention, build_captioner
-from training import caption
-from training.caption import References, _self_critical
 from training.loop import parameter_groups
 
 
@@ -134,14 +132,6 @@ def test_the_loss_counts_the_end_token_and_no_padding(captioner):
     assert teacher_forcing_loss(captioner, memory, wider)[0].item() == pytest.approx(loss.item())
 
 
-def test_images_with_fewer_captions_weigh_by_their_tokens(captioner):
-    references = References(captioner, [["a dog", "two men"], ["a café"]])
-    rows = references.of(torch.tensor([1, 0]), torch.device("cpu"))
-    assert rows.shape[0] == 4 and (rows[1] == IGNORED).all()
-    assert [row[row >= 0].tolist()[:-1] for row in rows[[0, 2, 3]]] == [
-        captioner.tokenizer.encode(text) for text in ("a café", "a dog", "two men")]
-
-
 def test_the_reward_is_cider():
     random = np.random.default_rng(0)
     words = [f"w{i}" for i in range(12)]
@@ -158,31 +148,6 @@ def test_the_reward_is_cider():
     ending = CiderReward([[["a", "dog", "on", "a", "mat"]], [["two", "men"]]])
     whole, broken = ending(0, [["a", "dog", "on", "a", "mat"], ["a", "dog", "on", "a"]])
     assert whole == pytest.approx(10) and broken < 0.7 * whole
-
-
-def test_self_critical_loss_reinforces_what_beat_the_other_samples(captioner):
-    references = References(captioner, [["a dog runs"], ["two men talking"]])
-    features = torch.randn(2, 4, captioner.encoder.embed_dim)
-    loss_of = _self_critical(
-        references, 3, Search(), lambda captioner, images: captioner.memory_of(images))
-    torch.manual_seed(1)
-    loss, _ = loss_of(captioner, (features, torch.tensor([0, 1])))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        drawn = caption.sample(captioner, captioner.memory_of(features), 3).tolist()
-    reward, end = references.reward(), captioner.tokenizer.end_id
-    total, tokens = 0.0, 0
-    for image in range(2):
-        rows = drawn[3 * image:3 * image + 3]
-        earned = [reward(image, [captioner.tokenizer.decode(row).split()])[0] for row in rows]
-        for number, row in enumerate(rows):
-            row = row[:row.index(end) + 1] if end in row else row
-            memory = captioner.memory_of(features[image:image + 1])
-            logits = captioner(memory, torch.tensor([[captioner.tokenizer.start_id, *row[:-1]]]))
-            log_p = logits[0].log_softmax(-1)[range(len(row)), row].sum()
-            advantage = earned[number] - (sum(earned) - earned[number]) / 2
-            total, tokens = total - advantage * log_p, tokens + len(row)
-    assert loss.item() == pytest.approx((total / tokens).item(), abs=1e-5)
 
 
 def test_stored_features_follow_encoder_and_files(captioner, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import error_lines, make_photo, run_inside
 from fixtures.deterministic_fill import fill
-from makers_caption import coco, write_json
+from makers_files import coco, write_json
 from PIL import Image
 
 from data.photos import list_images

@@ -12,7 +12,8 @@ import pytest
 import timm
 import torch
 from conftest import TINY, inside, make_folder, run_script
-from makers_clip import class_names, coco, write_json, write_name_vectors, write_wordnet
+from makers_clip import class_names, write_name_vectors, write_wordnet
+from makers_files import coco, write_json
 from PIL import Image
 
 import clip_zeroshot as script

@@ -20,7 +20,8 @@ from conftest import (
     make_photo,
     run_script,
 )
-from makers_clip import LONG, coco, read_csv, write_clip, write_json
+from makers_clip import LONG, read_csv, write_clip
+from makers_files import coco, write_json
 from PIL import Image
 
 import clip_zeroshot as script

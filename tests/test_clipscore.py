@@ -9,16 +9,18 @@ from utils import Compute
 import numpy as np
 import pytest
 from conftest import TINY, inside, make_photo
-from makers_clip import TEXTS, coco, read_csv, write_json
+from makers_clip import TEXTS, read_csv
+from makers_files import coco, write_json
 
 import p2_caption
 from ckpt import registry
 from data.photos import list_images
 from inference.clip import image_features, open_clip
 from inference.scoring import about_clipscore, caption_scores
-from models.captioner import build_captioner, save_captioner
+from models.captioner_files import save_captioner
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe
+from models.vit_gpt2 import build_captioner
 
 pytestmark = pytest.mark.usefixtures("text_cache")
 CPU = ["--device", "cpu", "--precision", "fp32"]

@@ -25,15 +25,8 @@ from conftest import (
     run_script,
     write_classifier,
 )
-from makers_caption import (
-    END,
-    biased,
-    coco,
-    memory_of,
-    random_gpt2,
-    write_captioner,
-    write_json,
-)
+from makers_caption import END, biased, memory_of, random_gpt2, write_captioner
+from makers_files import coco, write_json
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 

@@ -1,9 +1,9 @@
-"""p2_caption.py predict, eval, pretrain and train, and hw3_2.sh, as a user runs them."""
+"""p2_caption.py predict, eval and bad input, and hw3_2.sh, as a user runs them."""
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -23,50 +23,29 @@ from conftest import (
     run_inside,
     run_script,
 )
-from test_p2_score import coco, write
+from makers_files import coco, write
+from makers_training import (
+    CPU,
+    LENGTH,
+    captions_of,
+    read_csv,
+    weights,
+    write_base,
+    write_captioner,
+    write_clip,
+    write_gpt2,
+)
 
 import p2_caption
-from data.photos import list_images
+from data.captions import write_predictions
 from data.transform import Transform
 from metrics.captions import describe, score_captions
-from models.captioner_files import load_captioner, save_captioner
-from models.checkpoint import digest, read_tensors, save_checkpoint
-from models.gpt2 import GPT2Config
+from models.captioner_files import load_captioner
+from models.checkpoint import read_tensors, save_checkpoint
 from models.tokenizer import train_bpe
-from models.vit_gpt2 import add_cross_attention, build_captioner
-from training import loop
 
 SCRIPT = "p2_caption.py"
-CPU = ["--device", "cpu", "--precision", "fp32"]
 SEARCH = ["--beam", "3", "--length-penalty", "1", "--no-repeat-ngram", "0"]
-LENGTH = 12  # tokens that the captioners here can write
-
-
-def captions_of(folder) -> dict[str, list[str]]:
-    texts = [[f"a {colour} square", f"noise in {colour}", f"this photo is {colour} ."]
-             for colour in ("red", "green", "blue")]
-    return {path.name: list(texts[int(path.name[0])]) for path in list_images(folder)}
-
-
-def write_gpt2(folder: Path, change=lambda tensors: None):
-    """A tiny GPT-2 in the course's layout: decoder_model.bin, encoder.json and vocab.bpe."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    folder.mkdir()
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(["a red square"] * 2, vocab_size=262, show_progress=False,
-                                  special_tokens=["<|endoftext|>"])
-    for theirs, ours in zip(tokenizer.save_model(str(folder)), ("encoder.json", "vocab.bpe"),
-                            strict=True):
-        os.rename(theirs, folder / ours)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=262, n_positions=LENGTH, n_embd=64, n_head=1,
-                                       n_layer=1)).half().float()
-    tensors = dict(model.transformer.state_dict())
-    tensors["h.0.attn.bias"] = torch.ones(1, 1, LENGTH, LENGTH).tril()
-    change(tensors)
-    torch.save(tensors, folder / "decoder_model.bin")
-    return model.eval(), tokenizer
 
 
 def here(capsys, *words) -> subprocess.CompletedProcess:
@@ -74,32 +53,12 @@ def here(capsys, *words) -> subprocess.CompletedProcess:
     return run_inside(p2_caption, *words, capsys=capsys)
 
 
-def read_csv(path) -> list[dict]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights(path, part: str) -> str:
-    return digest({key: value for key, value in read_tensors(path)[0].items()
-                   if key.startswith(part)})
-
-
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory) -> Path:
-    """A captioner that sees photos and writes nonsense about them; beside it, a base."""
-    path = tmp_path_factory.mktemp("captioner") / "tiny.safetensors"
-    torch.manual_seed(1)
-    tokenizer = train_bpe(["a red square", "a green square", "a blue square"], 300)
-    base = build_captioner(TINY, GPT2Config(tokenizer.vocab_size, LENGTH, 16, 2, 2, None),
-                           tokenizer)
-    save_captioner(path.with_name("base.safetensors"), base)
-    model = add_cross_attention(base)
-    for name, parameter in model.named_parameters():  # or all photos would get one caption
-        if parameter.ndim > 1 and not name.startswith("encoder.") and "wte" not in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    model.decoder.wte.weight.data[tokenizer.end_id] *= 1.5  # or no caption would end
-    save_captioner(path, model)
-    return path
+    """A tiny captioner; beside it, a base."""
+    folder = tmp_path_factory.mktemp("captioner")
+    write_base(folder / "base.safetensors")
+    return write_captioner(folder / "tiny.safetensors")
 
 
 def predict_words(images, output, checkpoint) -> list:
@@ -165,7 +124,7 @@ def test_eval_scores_what_predict_wrote_and_records_it(tmp_path, photos, caption
         SCRIPT, "eval", "--images", photos, "--checkpoint", file, "--captions",
         write(tmp_path / "v.json", coco(references)), "--train-captions",
         write(tmp_path / "t.json", known), "--per-image", tmp_path / "each.csv", "--record",
-        "made-up photos", *CPU, *SEARCH)
+        "random photos", *CPU, *SEARCH)
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     expected, _, per_image = score_captions(texts, list(references.values()))
@@ -179,112 +138,44 @@ def test_eval_scores_what_predict_wrote_and_records_it(tmp_path, photos, caption
     assert [row["filename"] for row in rows] == list(references)
     assert [row["caption"] for row in rows] == texts
     assert [float(row["CIDEr"]) for row in rows] == per_image[:, 0].tolist()
-    measured = load_captioner(file).metadata["measured"]["made-up photos"]
-    assert measured["metrics"] == printed["metrics"] and weights(file, "") == weights(captioner, "")
+    measured = load_captioner(file).metadata["measured"]["random photos"]
+    assert measured["metrics"] == printed["metrics"] and weights(file) == weights(captioner)
+    result = here(capsys, "score", "--predictions", tmp_path / "o.json", "--images", photos,
+                  "--captions", tmp_path / "v.json", *CPU)
+    scored = json.loads(result.stdout)
+    for key in ("metrics", "images", "tokenizer", "clipscore"):
+        assert scored[key] == printed[key]
 
 
-# --- training -----------------------------------------------------------------------------------
-
-RUN = ["--batch-size", "8", "--lr", "0.01", "--warmup", "0", "--workers", "0", *CPU]
-SIZE = ["--model", TINY, "--width", "16", "--layers", "1", "--heads", "2", "--vocab-size", "300"]
-
-
-def training_words(photos, folder, *words) -> list:
-    """``folder`` is the one with all trainings of this file, or another one's."""
-    captions = write(folder / "c.json", coco(captions_of(photos)))
-    return ["train", "--images", photos, "--captions", captions, "--hold-out", "3", "--features",
-            folder / "features", *RUN, *words]
-
-
-def xe_words(photos, folder, out: str) -> list:
-    return training_words(photos, folder, "--out", folder / out, "--epochs", "2", "--checkpoint",
-                          folder / "base" / "best.safetensors")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, photos) -> Path:
-    """A folder with ``base``, what pretrain wrote, and ``xe``, what train made of it."""
-    folder = tmp_path_factory.mktemp("trained")
-    captions = write(folder / "t.json", captions_of(photos))
-    for words in (["pretrain", "--captions", captions, "--max-length", LENGTH, "--epochs", "1",
-                   "--out", folder / "base", *SIZE, *RUN], xe_words(photos, folder, "xe")):
-        result = run_script(SCRIPT, *words)
-        assert result.returncode == 0, result.stderr
-    return folder
+def test_clipscore_is_over_the_photos_that_can_be_read(tmp_path, photos, captioner, capsys):
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    (folder / "0_000.png").write_text("no photo")
+    clip = write_clip(tmp_path / "clip.safetensors")
+    references = captions_of(photos)
+    predictions = {name: texts[0] for name, texts in references.items()}
+    result = here(capsys, "score", "--predictions", write(tmp_path / "p.json", predictions),
+                  "--captions", write(tmp_path / "v.json", coco(references)), "--images", folder,
+                  "--per-image", tmp_path / "each.csv", "--clip", clip,
+                  "--clip-prefix", "--bootstrap", "20", *CPU)
+    assert result.returncode == 3 and "0_000.png" in error_lines(result)[0]
+    printed, rows = json.loads(result.stdout), read_csv(tmp_path / "each.csv")
+    assert printed["unreadable"] == 1 and printed["images"] == 12
+    assert printed["clipscore"]["images"] == 11
+    assert printed["clipscore"]["prefix"] == "A photo depicts "
+    scores = [float(row["CLIPScore"]) for row in rows]
+    assert math.isnan(scores[0])
+    assert printed["metrics"]["CLIPScore"] == pytest.approx(sum(scores[1:]) / 11)
+    low, high = printed["intervals_95"]["CLIPScore"]
+    assert low <= printed["metrics"]["CLIPScore"] <= high
 
 
-def test_a_decoder_is_pretrained_and_then_learns_to_see(trained):
-    base, best = (trained / name / "best.safetensors" for name in ("base", "xe"))
-    assert float(read_csv(trained / "base" / "history.csv")[0]["val_perplexity"]) > 1
-    first, last = read_csv(trained / "xe" / "history.csv")
-    assert float(last["val_CIDEr"]) >= 0 and float(last["train_loss"]) < float(first["train_loss"])
-    assert weights(best, "encoder.") == weights(base, "encoder.")  # it was frozen
-    assert weights(best, "decoder.") != weights(base, "decoder.")
-    described = [read_tensors(path)[1] for path in (base, best)]
-    assert described[1]["started_from"]["recipe"] == described[0]["recipe"]
-    assert described[1]["recipe"]["lr"] == 0.01 and described[1]["trained_on"]["images"] == 9
-    assert str(trained.parent) not in json.dumps(described)  # no path of this machine
-
-
-def test_a_killed_training_is_resumed_exactly(trained, photos, capsys, monkeypatch):
-    def killed(message):
-        raise KeyboardInterrupt
-
-    words = xe_words(photos, trained, "again")
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "warn", killed)  # what says how the first epoch went
-        result = here(capsys, *words)
-    assert result.returncode == 130 and "interrupted" in result.stderr
-    assert len(read_csv(trained / "again" / "history.csv")) == 1
-    result = here(capsys, *words)
-    assert result.returncode == 1 and "give --resume" in error_lines(result)[-1]
-    result = run_script(SCRIPT, *words, "--resume")
-    assert result.returncode == 0, result.stderr
-    for part in ("encoder.", "decoder.", "memory_proj."):
-        assert weights(trained / "xe" / "last.safetensors", part) == weights(
-            trained / "again" / "last.safetensors", part)
-
-
-@pytest.mark.parametrize("other", [["--objective", "cider"], ["--encoder-lr", "1"]])
-def test_another_training_is_not_resumed(trained, photos, capsys, other):
-    result = here(capsys, *xe_words(photos, trained, "xe"), "--resume", *other)
-    assert result.returncode == 1 and "cannot resume" in error_lines(result)[-1], result.stderr
-
-
-@pytest.mark.parametrize("out, words, tuned", [
-    ("cider", ["--objective", "cider", "--samples", "2"], False),
-    ("tuned", ["--encoder-lr", "0.1", "--augment", "flip"], True)])
-def test_a_captioner_is_trained_further(trained, photos, capsys, out, words, tuned):
-    stored = {path: path.stat().st_mtime_ns for path in (trained / "features").iterdir()}
-    before, after = (trained / name / "best.safetensors" for name in ("xe", out))
-    result = here(capsys, *training_words(photos, trained, "--out", trained / out, "--epochs", "1",
-                                          "--checkpoint", before, *words))
-    assert result.returncode == 0, result.stderr
-    assert "val_CIDEr" in read_csv(trained / out / "history.csv")[0]
-    assert (weights(before, "encoder.") != weights(after, "encoder.")) == tuned
-    assert weights(before, "decoder.") != weights(after, "decoder.")
-    assert len(stored) == 2 and stored == {  # those of training and validation are used again
-        path: path.stat().st_mtime_ns for path in (trained / "features").iterdir()}
-
-
-def test_training_starts_from_the_courses_gpt2_file(tmp_path, photos, capsys):
-    model, tokenizer = write_gpt2(tmp_path / "gpt2")
-    result = here(capsys, *training_words(
-        photos, tmp_path, "--out", tmp_path / "out", "--decoder",
-        tmp_path / "gpt2" / "decoder_model.bin", "--model", TINY, "--epochs", "1", "--lr", "0"))
-    assert result.returncode == 0, result.stderr
-    ours = load_captioner(tmp_path / "out" / "best.safetensors")
-    tokens = torch.randint(262, (2, LENGTH))
-    with torch.no_grad():  # without a memory, it is the GPT-2 that it came from
-        torch.testing.assert_close(ours(None, tokens), model(tokens).logits, atol=1e-4, rtol=1e-4)
-    assert ours.tokenizer.encode("A red dog") == tokenizer.encode("A red dog").ids
-
-
-def test_limit_leaves_captions_to_pretrain_on(tmp_path, capsys):
-    captions = {str(n): [f"photo {n}"] for n in range(100)}
-    result = here(capsys, "pretrain", "--captions", write(tmp_path / "t.json", captions), "--limit",
-                  "5", "--out", tmp_path / "o", "--epochs", "1", *SIZE, *RUN)
-    assert result.returncode == 0, result.stderr
+def test_the_first_twenty_captions_are_printed(tmp_path, capsys):
+    captions = {Path("photos") / f"{number}.a.png": f"caption {number}" for number in range(23)}
+    write_predictions(captions, tmp_path / "o.json")
+    assert json.loads((tmp_path / "o.json").read_text())["22.a"] == "caption 22"
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 21 and lines[19].split(maxsplit=1) == ["19.a.png", "caption 19"]
+    assert lines[20] == f"… and 3 more in {tmp_path / 'o.json'}"
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -351,7 +242,10 @@ TRAIN = "train --out new --hold-out 3 --captions c.json --images photos --model 
     (EVAL + "c.json --train-captions predictions.json", "predictions.json must hold captions"),
     ("pretrain --captions numbers.json --out new", "numbers.json must hold captions"),
     ("pretrain --captions c.json --heads 5 --out new", "--heads 5 does not divide"),
-    (TRAIN + " --images bad --captions x.json --hold-out 2", ".jpg: not an image; mend or"),
+    (TRAIN + " --images bad --captions x.json --hold-out 2", ".jpg cannot be read: not an image; "),
+    (TRAIN + " --images photos twins", "2 image folders and 1 caption files: give one"),
+    (TRAIN + " --images photos photos --captions c.json c.json", "is in two of the caption files"),
+    (TRAIN + " --val-images photos twins --val-captions c.json", "2 image folders and 1 caption"),
     (TRAIN + " --hold-out 1 --epochs 1 --workers 0", "two images"),
     (TRAIN + " --hold-out 400", "12 are too few to hold out 400"),
     (TRAIN + " --decoder no_key/decoder_model.bin", "1 missing (h.0.mlp.c_fc.weight)"),

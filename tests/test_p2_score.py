@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from functools import partial
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, error_lines, run_inside, run_script
+from makers_files import coco, write
 
 import p2_caption
 from data.captions import match_predictions
@@ -16,19 +16,6 @@ from metrics.captions import score_captions
 
 SCRIPT = "p2_caption.py"
 SHARED = ROOT.parent / "shared" / "data" / "coco_refs"
-
-
-def write(path: Path, content) -> Path:
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def coco(captions: dict[str, list[str]]) -> dict:
-    annotations = [{"caption": caption, "image_id": image} for image, texts
-                   in enumerate(captions.values()) for caption in texts]
-    return {"info": "", "licenses": "", "images": [
-        {"file_name": name, "id": image} for image, name in enumerate(captions)],
-        "annotations": [{**row, "id": number} for number, row in enumerate(annotations)]}
 
 
 REFERENCES = {"a.b.jpg": ["a dog runs on grass", "The dog runs."], "c.JPG": ["two men talk"],

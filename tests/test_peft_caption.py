@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import utils
+from utils import Compute
 
 import pytest
 import torch
-from conftest import OFFLINE, TINY, copy_project, error_lines, make_photo
-from test_clip import write_clip
-from test_p2_caption import captions_of, weights, write_gpt2
-from test_p2_score import coco, write
+from conftest import TINY, bash, copy_project, error_lines, make_photo, run_inside, run_script
+from makers_files import coco, write
+from makers_training import (
+    CPU,
+    captions_of,
+    interrupt_after_first_epoch,
+    read_csv,
+    weights,
+    write_base,
+    write_clip,
+    write_gpt2,
+)
 
 import p2_attn_vis
 import peft_caption
@@ -26,37 +30,25 @@ from ckpt import registry
 from data.photos import list_images
 from data.transform import Transform
 from inference import peft as inference_peft
-from inference.caption import caption_images, open_checkpoint
-from inference.scoring import measure
-from models.captioner_files import load_captioner, save_captioner
+from inference.caption import caption_images
+from inference.peft import BaseSource
+from inference.scoring import Scoring, measure
+from models.captioner_files import load_captioner, open_checkpoint, save_captioner
 from models.checkpoint import read_tensors
 from models.decoding import Search, generate
-from models.gpt2 import GPT2Config
 from models.peft import identity_of, load_peft
-from models.tokenizer import train_bpe
-from models.vit_gpt2 import add_cross_attention, build_captioner
-from training import loop
+from models.vit_gpt2 import add_cross_attention
+from training import caption
 from training import peft as training_peft
+from training.options import PEFT_LR
 
-CPU = ["--device", "cpu", "--precision", "fp32"]
+SCRIPT = "peft_caption.py"
 RUN = ["--hold-out", "3", "--epochs", "2", "--batch-size", "8", "--lr", "0.01", *CPU]
 
 
 def here(capsys, *words) -> subprocess.CompletedProcess:
-    """Run peft_caption.py in this process."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(sys, "argv", ["peft_caption.py", *map(str, words)])
-        utils.run(peft_caption.main)
-    return subprocess.CompletedProcess(words, end.value.code, *(
-        capsys.readouterr() if capsys else ("", "")))
-
-
-def write_base(path: Path, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    tokenizer = train_bpe(["a red square", "a green square", "a blue square"], 300)
-    config = GPT2Config(tokenizer.vocab_size, 12, 16, 2, 2, None)
-    save_captioner(path, build_captioner(TINY, config, tokenizer))
-    return path
+    """As ``run_script(SCRIPT, …)``, in this process."""
+    return run_inside(peft_caption, *words, capsys=capsys)
 
 
 def compare_words(world, photos) -> list:
@@ -74,20 +66,21 @@ def world(tmp_path_factory, photos) -> Path:
     write_base(world / "base.safetensors")
     write(world / "c.json", coco(captions_of(photos)))
     write_clip(world / "clip.safetensors")
-    assert here(None, *compare_words(world, photos)).returncode == 0
+    result = run_script(SCRIPT, *compare_words(world, photos))
+    assert result.returncode == 0, result.stderr
     (world / "photos").symlink_to(photos)
     (world / "lora.safetensors").symlink_to(world / "runs" / "lora" / "best.safetensors")
     write_base(world / "other.safetensors", seed=1)
     return world
 
 
-def trained_over_gpt2(world, photos, folder: Path, *words) -> Path:
-    """The folder of a lora run over a made-up decoder_model.bin, which stands in it."""
+def trained_over_gpt2(world, photos, folder: Path, capsys, *words) -> Path:
+    """The folder of a lora run over a random decoder_model.bin, which is in it."""
     write_gpt2(folder)
-    result = here(None, "train", "--method", "lora", "--rank", "2", "--images", photos,
+    result = here(capsys, "train", "--method", "lora", "--rank", "2", "--images", photos,
                   "--captions", world / "c.json", "--decoder", folder / "decoder_model.bin",
                   "--out", folder / "out", *words, *RUN, "--epochs", "1")
-    assert result.returncode == 0
+    assert result.returncode == 0, result.stderr
     return folder
 
 
@@ -95,9 +88,8 @@ def trained_over_gpt2(world, photos, folder: Path, *words) -> Path:
 
 
 def test_a_comparison_is_one_table_of_every_method(world):
-    with open(world / "runs" / "compared.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == list(peft_caption.METHODS)
+    rows = read_csv(world / "runs" / "compared.csv")
+    assert [row["method"] for row in rows] == list(PEFT_LR)
     for row in rows:
         folder = world / "runs" / row["method"]
         tensors, metadata = read_tensors(folder / "best.safetensors")
@@ -109,9 +101,7 @@ def test_a_comparison_is_one_table_of_every_method(world):
                 low, high = result[search]["intervals_95"][metric]
                 assert row[f"{metric}, {search} (95 %)"] == (
                     f"{result[search]['metrics'][metric]:.3f} ({low:.3f} - {high:.3f})")
-        with open(folder / "history.csv", newline="") as file:
-            history = list(csv.DictReader(file))
-        best = max(history, key=lambda epoch: float(epoch["val_CIDEr"]))
+        best = max(read_csv(folder / "history.csv"), key=lambda epoch: float(epoch["val_CIDEr"]))
         assert row["best epoch"] == best["epoch"] == str(metadata["metrics"]["epoch"])
         assert metadata["recipe"]["lr"] == (0.003 if row["method"] == "full" else 0.01)
         assert str(world.parent) not in json.dumps(metadata)  # no path of this machine
@@ -127,15 +117,8 @@ def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_pa
         shutil.copytree(world / "runs" / part, tmp_path / "runs" / part)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     words = [*compare_words(tmp_path, photos), "--methods", "cross", "adapter", "prefix"]
-    real = loop.warn
-
-    def killed(message):  # what says how the first epoch of prefix went
-        if message.startswith("epoch"):
-            raise KeyboardInterrupt
-        real(message)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "warn", killed)
+    with monkeypatch.context() as patch:  # prefix is the first that is still to be trained
+        interrupt_after_first_epoch(patch, caption)
         assert here(capsys, *words).returncode == 130
     result = here(capsys, *words)
     assert result.returncode == 0, result.stderr
@@ -143,13 +126,14 @@ def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_pa
     for path, time in before.items():
         assert path.stat().st_mtime_ns == time
     for name in ("cross", "prefix"):
-        assert weights(tmp_path / "runs" / name / "last.safetensors", "") == weights(
-            world / "runs" / name / "last.safetensors", "")
+        assert weights(tmp_path / "runs" / name / "last.safetensors") == weights(
+            world / "runs" / name / "last.safetensors")
     # a run of another method in a method's place
     shutil.rmtree(tmp_path / "runs" / "prefix")
     shutil.copytree(tmp_path / "runs" / "cross", tmp_path / "runs" / "prefix")
     result = here(capsys, *words)
-    assert result.returncode == 1 and "trained with method cross" in error_lines(result)[-1]
+    assert result.returncode == 1 and "trained with --method cross, not prefix" in (
+        error_lines(result)[-1])
 
 
 def test_every_method_is_a_captioner_like_any_other(world, photos, monkeypatch):
@@ -157,7 +141,7 @@ def test_every_method_is_a_captioner_like_any_other(world, photos, monkeypatch):
     base = load_captioner(world / "base.safetensors", "base")
     transform = Transform.from_fields(base.preprocessing)
     pixels = torch.from_numpy(transform.load(list_images(photos)[0]).copy())
-    for name in peft_caption.METHODS:
+    for name in PEFT_LR:
         captioner = open_checkpoint(world / "runs" / name / "best.safetensors")
         memory = captioner.encode(transform.normalize(pixels[None]))
         (_, maps), = p2_attn_vis.word_maps(captioner, memory, [[5, 6, 7]], -1)
@@ -179,25 +163,25 @@ def test_predict_and_eval_agree_with_the_captioner_itself(world, photos, capsys,
                   tmp_path / "o.json", *common)
     assert result.returncode == 3 and "unreadable: " in result.stderr
     written = json.loads((tmp_path / "o.json").read_text())
+    assert [line.split(maxsplit=1)[0] for line in result.stdout.splitlines()] == [
+        path.name for path in list_images(photos)]
+    assert result.stdout.splitlines()[0].endswith(" " + next(iter(written.values())))
 
     base = load_captioner(world / "base.safetensors", "base")
-    args = SimpleNamespace(device="cpu", precision="fp32", batch_size=5)
-    search = Search(no_repeat_ngram=3)
     paths, texts, _ = caption_images(load_peft(file, base, ""), list_images(photos),
-                                                search, args)
+                                     Search(no_repeat_ngram=3), Compute("cpu", "fp32", 5))
     assert written == {path.stem: text for path, text in zip(paths, texts, strict=True)}
     references = captions_of(photos)
     for name, text in list(zip(references, texts, strict=True))[:5]:
         references[name].append(text)  # or every score would be 0
     result = here(capsys, "eval", "--images", photos, "--captions",
                   write(tmp_path / "v.json", coco(references)), "--bootstrap", "20", "--record",
-                  "made-up photos", *common)
+                  "random photos", *common)
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
-    measured = read_tensors(file)[1]["measured"]["made-up photos"]
+    measured = read_tensors(file)[1]["measured"]["random photos"]
     assert measured["metrics"] == printed["metrics"]
-    expected = measure(texts, list(references.values()),
-                                     SimpleNamespace(bootstrap=20, seed=0), None)
+    expected, _ = measure(texts, list(references.values()), Scoring(bootstrap=20))
     for part in ("metrics", "intervals_95"):
         assert printed[part].pop("CLIPScore")  # by the CLIP that ships
     assert printed["metrics"] == expected["metrics"] and printed["images"] == 12
@@ -222,20 +206,17 @@ def test_params_counts_a_file_and_the_course_s_size(world, capsys, monkeypatch):
 
 
 def test_hw3_2_captions_over_the_courses_gpt2_file(world, photos, tmp_path, monkeypatch, capsys):
-    folder = trained_over_gpt2(world, photos, tmp_path / "my gpt2", "--base",
+    folder = trained_over_gpt2(world, photos, tmp_path / "my gpt2", capsys, "--base",
                                world / "base.safetensors")
     project = copy_project(tmp_path / "my project")  # whose base is the tiny one
     shutil.copy(world / "base.safetensors", project / "ckpt" / "captioner_base.safetensors")
     for label, name in enumerate(["a.b.jpg", "é 1.PNG"]):
         make_photo(tmp_path / "my photos" / name, label)
-    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
-    result = subprocess.run(
-        ["bash", project / "hw3_2.sh", "my photos", "new/o.json", "my gpt2/decoder_model.bin"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={
-            **os.environ, **OFFLINE, "PATH": path,
-            "HW3_P2_CKPT": str(folder / "out" / "best.safetensors")})
+    result = bash(project / "hw3_2.sh", "my photos", "new/o.json", "my gpt2/decoder_model.bin",
+                  cwd=tmp_path, HW3_P2_CKPT=str(folder / "out" / "best.safetensors"))
     assert result.returncode == 0, result.stderr
     assert set(json.loads((tmp_path / "new" / "o.json").read_text())) == {"a.b", "é 1"}
+    assert result.stdout.startswith("a.b.jpg ") and "é 1.PNG" in result.stdout
     # a PEFT file of another base
     monkeypatch.setenv("HW3_P2_CKPT", str(world / "runs" / "lora" / "best.safetensors"))
     result = here(capsys, "predict", f"--images={tmp_path / 'my photos'}", "--output",
@@ -250,8 +231,8 @@ def test_hw3_2_captions_over_the_courses_gpt2_file(world, photos, tmp_path, monk
 def test_an_encoder_from_a_file_is_found_beside_the_checkpoint(world, photos, tmp_path, capsys):
     base = load_captioner(world / "base.safetensors", "base")
     torch.save(base.encoder.state_dict(), tmp_path / "vit.bin")
-    folder = trained_over_gpt2(world, photos, tmp_path / "gpt2", "--encoder", TINY, "--weights",
-                               tmp_path / "vit.bin")
+    folder = trained_over_gpt2(world, photos, tmp_path / "gpt2", capsys, "--encoder", TINY,
+                               "--weights", tmp_path / "vit.bin")
     words = ["predict", "--images", photos, "--output", tmp_path / "o.json", "--checkpoint",
              folder / "out" / "best.safetensors", "--decoder", folder / "decoder_model.bin", *CPU]
     result = here(capsys, *words)
@@ -259,6 +240,15 @@ def test_an_encoder_from_a_file_is_found_beside_the_checkpoint(world, photos, tm
     shutil.copy(tmp_path / "vit.bin", folder / "out")
     assert here(capsys, *words).returncode == 0
     assert len(json.loads((tmp_path / "o.json").read_text())) == 12
+
+
+def test_a_base_is_named_as_on_the_command_line(tmp_path):
+    assert BaseSource("my base").words() == "--base 'my base'"
+    assert BaseSource(str(registry.BASE), "d.bin").words() == "--decoder d.bin"
+    assert BaseSource("b", "d.bin", "vit", "w.bin").words() == (
+        "--decoder d.bin --base b --encoder vit --weights w.bin")
+    assert BaseSource(registry.BASE, "d.bin", "vit", None, True).words() == (
+        "--decoder d.bin --encoder vit --pretrained")
 
 
 # --- bad input ----------------------------------------------------------------------------------
@@ -280,7 +270,6 @@ TRAIN = "train --images photos --captions c.json --base base.safetensors --out n
     ("eval --images photos --captions c.json --limit 1 "
      "--checkpoint lora.safetensors --base base.safetensors", "two images"),
     ("params base.safetensors", "is a base checkpoint, a peft is needed"),
-    ("params", "give one of them"),
     (TRAIN + "--method adapter --rank 4", "--rank has no effect on adapter"),
     (TRAIN + "--method cross --cross-width 7", "--cross-width 7 is no multiple"),
     (TRAIN + "--method lora --targets c_attn", "no linear layer c_attn; its blocks"),
@@ -288,6 +277,8 @@ TRAIN = "train --images photos --captions c.json --base base.safetensors --out n
     (TRAIN + "--method cross --out runs/cross", "give --resume to continue"),
     (TRAIN + "--method full --hold-out 400", "12 are too few to hold out 400"),
     (TRAIN, "--method"),  # from here on, wrong usage
+    ("params", "one of the arguments FILE --sizes is required"),
+    ("params lora.safetensors --sizes", "not allowed with"),
     (TRAIN + "--method lora --rank 0", "--rank"),
     (TRAIN + "--method prefix --prefix-length -1", "--prefix-length"),
     (TRAIN.replace("train", "compare") + "--eval-images a --eval-captions b --lr-of lora:1",
@@ -309,4 +300,5 @@ def test_what_does_not_ship_yet_is_said(photos, capsys, monkeypatch, tmp_path):
                   write(tmp_path / "c.json", coco(captions_of(photos))), "--out", tmp_path / "o",
                   "--hold-out", "3")
     line, = error_lines(result)
-    assert result.returncode == 1 and "captioner_base.safetensors is not there: give --base" in line
+    assert result.returncode == 1
+    assert "captioner_base.safetensors does not exist: give --base" in line

@@ -16,10 +16,11 @@ from inference.options import (
     add_run_options,
     add_search_options,
 )
-from training.recipe import Recipe
+from training.recipe import CaptionOptions, Recipe
 
 # A decoder that no checkpoint gives.
 FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
+MAX_LENGTH = 40  # tokens that a caption of such a decoder can have
 # Highest learning rate of each PEFT method, cross-attention included, which is new in all of them.
 PEFT_LR = {"cross": 3e-3, "adapter": 3e-3, "prefix": 3e-3, "lora": 3e-3, "full": 1.5e-3}
 
@@ -33,8 +34,13 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--about", metavar="TEXT", help="data and licence, kept in the checkpoint")
 
 
-def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The options behind ``Recipe``, and --resume; returns the group for more of them."""
+def add_recipe_options(
+    parser: argparse.ArgumentParser, own_lr: str | None = None, resume: bool = True
+) -> argparse._ArgumentGroup:
+    """The options behind ``Recipe``, and --resume; returns the group for more of them.
+
+    ``own_lr`` says what --lr is by default where that is not the recipe's: args.lr is then None.
+    """
     group = parser.add_argument_group("recipe")
     group.add_argument("--epochs", type=positive_int, default=Recipe.epochs, metavar="N",
                        help="passes over the data")
@@ -47,8 +53,9 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
                        help="radius of sam's first step")
     group.add_argument("--momentum", type=fraction, default=Recipe.momentum, metavar="M",
                        help="momentum of sgd")
-    group.add_argument("--lr", type=non_negative, default=Recipe.lr, metavar="RATE",
-                       help="highest learning rate")
+    group.add_argument("--lr", type=non_negative, default=None if own_lr else Recipe.lr,
+                       metavar="RATE",
+                       help="highest learning rate" + (f" (default: {own_lr})" if own_lr else ""))
     group.add_argument("--weight-decay", type=non_negative, default=Recipe.weight_decay,
                        metavar="W", help="not on norms, biases and position embedding")
     group.add_argument("--schedule", choices=("constant", "cosine", "linear"),
@@ -64,7 +71,8 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
                        help="evaluate and keep the moving average of the weights; 0 for none")
     group.add_argument("--workers", type=int, choices=range(65), default=Recipe.workers,
                        metavar="N", help="processes that read photos; 0 reads in the main one")
-    group.add_argument("--resume", action="store_true", help="continue the training in --out")
+    if resume:
+        group.add_argument("--resume", action="store_true", help="continue the training in --out")
     return group
 
 
@@ -129,32 +137,36 @@ def add_classifier_training(parser: argparse.ArgumentParser) -> None:
 
 
 def add_photo_options(parser: argparse.ArgumentParser) -> None:
-    """Which captioned photos to train on and to choose the best epoch by, and how they are seen."""
+    """Captioned photos to train and to validate on, and how they are prepared."""
     group = parser.add_argument_group("photos")
     group.add_argument("--images", nargs="+", required=True, metavar="DIR",
                        help="photos to train on; several folders are several sources")
     group.add_argument("--captions", nargs="+", required=True, metavar="JSON",
                        help="their captions in COCO's format, a file for each folder")
-    group.add_argument("--val-images", nargs="+", metavar="DIR", help="default: --images")
+    group.add_argument("--val-images", nargs="+", metavar="DIR",
+                       help="folders of --val-captions (default: --images)")
     group.add_argument("--val-captions", nargs="+", metavar="JSON",
-                       help="chooses the best epoch by the mean over the files (default: photos "
-                            "held out of --captions)")
+                       help="captions to validate on: the best epoch has the highest mean CIDEr "
+                            "over the files (default: photos held out of --captions)")
     group.add_argument("--hold-out", type=positive_int, default=400, metavar="N",
                        help="photos of each source to hold out where there is no --val-captions")
     group.add_argument("--resize", choices=("crop", "squash"),
                        help="the largest centre square, or the whole photo made square "
-                            "(default: as the starting point has it)")
+                            "(default: as in what the training starts from)")
     group.add_argument("--features", metavar="DIR",
                        help="where a frozen encoder's features are kept (default: in --out)")
     group.add_argument("--captions-each", type=positive_int, metavar="N",
-                       help="learn N captions of each photo an epoch, drawn anew (default: all)")
+                       help="train on N captions of each photo an epoch, drawn anew "
+                            "(default: on all)")
 
 
-def _add_decoder_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def _add_decoder_options(
+    parser: argparse.ArgumentParser, other_model: str = ""
+) -> argparse._ArgumentGroup:
     """The encoder, the size of a fresh decoder, and the recipe, whose group is returned."""
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME",
-                       help="timm's name of the encoder, or catr with --weights and --vocab")
+                       help="timm's name of the encoder" + other_model)
     model.add_argument("--pretrained", action="store_true",
                        help="give the encoder timm's weights for this name (network)")
     model.add_argument("--weights", metavar="FILE", help="give the encoder these weights")
@@ -170,15 +182,15 @@ def _add_decoder_options(parser: argparse.ArgumentParser) -> argparse._ArgumentG
 
 def add_language_training(parser: argparse.ArgumentParser) -> None:
     """Options of ``p2_caption.py pretrain``."""
-    add_run_options(parser, 128)
+    add_run_options(parser, 128, unit="captions")
     add_output_options(parser)
     parser.add_argument("--captions", nargs="+", required=True, metavar="JSON",
                         help="COCO's format, {name: [captions]}, or .txt with one a line")
     parser.add_argument("--hold-out", type=positive_int, metavar="N",
-                        help="choose the best epoch by the captions of the photos that "
-                             "train --hold-out N holds out, and learn none of them "
-                             "(default: a twentieth of all captions chooses)")
-    parser.add_argument("--max-length", type=positive_int, default=40, metavar="N",
+                        help="validate on the captions of the photos that train --hold-out N "
+                             "holds out, and train on none of them (default: validate on a "
+                             "twentieth of all captions)")
+    parser.add_argument("--max-length", type=positive_int, default=MAX_LENGTH, metavar="N",
                         help="tokens that a caption can have")
     _add_decoder_options(parser)
 
@@ -196,14 +208,15 @@ def add_caption_training(parser: argparse.ArgumentParser) -> None:
                             "vocab.bpe beside it)")
     parser.add_argument("--vocab", metavar="FILE", help="CATR's word pieces (vocab.txt)")
     add_search_options(parser, beams=1, no_repeat_ngram=0)
-    recipe = _add_decoder_options(parser)
-    recipe.add_argument("--objective", choices=("xe", "cider"), default="xe",
+    recipe = _add_decoder_options(parser, ", or catr with --weights and --vocab")
+    recipe.add_argument("--objective", choices=("xe", "cider"), default=CaptionOptions.objective,
                         help="cross-entropy, or self-critical training on CIDEr")
-    recipe.add_argument("--samples", type=int, choices=range(2, 33), default=5, metavar="N",
+    recipe.add_argument("--samples", type=int, choices=range(2, 33),
+                        default=CaptionOptions.samples, metavar="N",
                         help="captions that self-critical training draws of each photo")
-    recipe.add_argument("--encoder-lr", type=non_negative, default=0.0, metavar="FACTOR",
-                        help="the encoder's lr is this times --lr; 0 freezes it")
-    add_augment_option(recipe, ["none"])
+    recipe.add_argument("--encoder-lr", type=non_negative, default=CaptionOptions.encoder_lr,
+                        metavar="FACTOR", help="the encoder's lr is this times --lr; 0 freezes it")
+    add_augment_option(recipe, list(CaptionOptions.augment))
 
 
 # --- CLIP -----------------------------------------------------------------------------------------
@@ -287,8 +300,8 @@ def _add_clip_options(
 # --- PEFT -----------------------------------------------------------------------------------------
 
 
-def add_peft_training(parser: argparse.ArgumentParser) -> None:
-    """Options of ``peft_caption.py train`` and ``compare``."""
+def add_peft_training(parser: argparse.ArgumentParser, resume: bool = True) -> None:
+    """Options of ``peft_caption.py train`` and ``compare``, which resumes without being asked."""
     add_run_options(parser, 64)
     add_base_options(parser)
     method = add_peft_size_options(parser)
@@ -299,8 +312,9 @@ def add_peft_training(parser: argparse.ArgumentParser) -> None:
     add_photo_options(parser)
     add_search_options(parser, beams=1, no_repeat_ngram=0)
     add_output_options(parser)
-    recipe = add_recipe_options(parser)
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in PEFT_LR.items())
+    recipe = add_recipe_options(parser, own_lr=f"the method's own: {rates}", resume=resume)
     add_label_smoothing(recipe)
-    add_augment_option(recipe, ["none"],
+    add_augment_option(recipe, list(CaptionOptions.augment),
                        "; photos that change are encoded anew in every epoch")
-    parser.set_defaults(lr=None, workers=0, warmup=0.3)
+    parser.set_defaults(workers=0, warmup=0.3)

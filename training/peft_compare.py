@@ -1,52 +1,145 @@
-"""The comparison of PEFT methods under one budget."""
+"""The comparison of PEFT methods that are trained alike (docs/peft.md)."""
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
-from utils import read_json, write_json
+from utils import Compute, markdown_table, read_json, warn, write_csv, write_json, write_text
 
 import numpy as np
 
-from inference.caption import caption_features
-from inference.peft import base_words
-from inference.scoring import Judge, measure
+from data.captions import captioned_images
+from data.photos import check_images
+from figures import charts
+from inference.caption import caption_features, patch_features
+from inference.peft import BaseSource
+from inference.scoring import ClipScorer, Scoring, default_clip, measure
+from models.captioner import Captioner
 from models.checkpoint import digest, read_tensors
 from models.decoding import Search
-from models.peft import (
-    count_parts,
-    load_peft,
-)
-from models.vit_gpt2 import ViTGPT2
+from models.peft import OPTIONS, count_parts, load_peft
+from training.caption import photos_from
+from training.peft import insert_from, method_from, recipe_from, train_over, training_base
+from training.recipe import CaptionOptions
 
 BEAMS = {"greedy": 1, "beam 3": 3}
+# Options that ``train`` does not have.
+COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The photos that the table is about, and how captions of them are written and scored."""
+
+    features: np.ndarray  # (images, patches, width), a memory-mapped file
+    references: Sequence[Sequence[str]]
+    searches: dict[str, Search]
+    scoring: Scoring
+    clip_scorer: ClipScorer | None
+
+    def identity(self) -> dict:
+        """What the scores of a checkpoint follow from, beside its tensors."""
+        return {"photos": Path(self.features.filename).stem,
+                "references": hashlib.sha256(json.dumps(self.references).encode()).hexdigest(),
+                "bootstrap": self.scoring.bootstrap, "seed": self.scoring.seed,
+                "clip": self.clip_scorer and self.clip_scorer.clip.identity,
+                "searches": {name: asdict(search) for name, search in self.searches.items()}}
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Train and measure each method of ``peft_caption.py compare``; one table and one figure."""
+    runs = [run_arguments(args, name) for name in args.methods]
+    methods = [method_from(run) for run in runs]
+    shown = captioned_images(args.eval_images, args.eval_captions, args.limit)
+    images, val = photos_from(args)
+    check_images(list(shown))
+    recipes = [recipe_from(run) for run in runs]
+    base = training_base(args)
+    for method in methods:  # one that is too large, or does not fit, is refused before any training
+        insert_from(base, method, args)
+    compute = recipes[0].compute
+    evaluation = evaluation_set(base, shown, compute, args)
+    base_words = BaseSource.from_args(args).words()
+    histories, results = {}, {}
+    for run, method, recipe in zip(runs, methods, recipes, strict=True):
+        warn(f"method {len(results) + 1} of {len(runs)}: {method.name}")
+        histories[method.name] = train_over(base, method, images, val, recipe, run)
+        results[method.name] = measure_run(Path(run.out), method.name, base, base_words,
+                                           evaluation, compute)
+        write_comparison(histories, results, Path(args.out))
+    warn(f"wrote compared.md, compared.csv and curves.png into {args.out}")
+
+
+def run_arguments(args: argparse.Namespace, method: str) -> argparse.Namespace:
+    """The arguments of ``train`` for one method of a comparison, as if they were typed: without the
+    sizes of other methods. A run that was stopped is resumed."""
+    other = {key for options in OPTIONS.values() for key in options} - set(OPTIONS[method])
+    own = {key: None if key in other else value for key, value in vars(args).items()
+           if key not in COMPARISON}
+    return argparse.Namespace(**own | {
+        "method": method, "lr": dict(args.lr_of).get(method, args.lr), "resume": True,
+        "out": str(Path(args.out) / method),
+        "features": CaptionOptions.from_args(args).features})  # one encoding for all methods
+
+
+def evaluation_set(
+    base: Captioner, photos: dict[Path, list[str]], compute: Compute, args: argparse.Namespace
+) -> EvaluationSet:
+    """``photos``, each with its references, scored as the options of ``compare`` say."""
+    scoring, search = Scoring.from_args(args, args.clip or default_clip()), Search.from_args(args)
+    folder = CaptionOptions.from_args(args).features
+    return EvaluationSet(
+        features=patch_features(base, list(photos), compute, folder),
+        references=list(photos.values()),
+        searches={name: replace(search, beams=beams) for name, beams in BEAMS.items()},
+        scoring=scoring, clip_scorer=scoring.clip_scorer(scoring.open_clip(), list(photos)))
 
 
 def measure_run(
-    base: ViTGPT2, run_args, features: np.ndarray, references: list[list[str]], args,
-    judge: Judge | None,
+    run: Path, method: str, base: Captioner, base_words: str, evaluation: EvaluationSet,
+    compute: Compute,
 ) -> dict:
-    """What a run's best epoch scores on photos with ``features``; kept in result.json of its folder
-    and taken from there as long as nothing that it follows from has changed."""
-    best, kept = (Path(run_args.out) / name for name in ("best.safetensors", "result.json"))
+    """The scores of the best epoch in the folder ``run``. They are kept in its result.json, and
+    read from there as long as nothing that they follow from has changed."""
+    best, kept = run / "best.safetensors", run / "result.json"
     tensors = read_tensors(best)[0]
-    searches = {name: dataclasses.replace(Search.from_args(args), beams=beams)
-                for name, beams in BEAMS.items()}
-    follows_from = {
-        "trained": digest(tensors), "photos": Path(features.filename).stem,
-        "references": hashlib.sha256(json.dumps(references).encode()).hexdigest(),
-        "bootstrap": args.bootstrap, "seed": args.seed, "clip": judge and judge.about,
-        "searches": {name: dataclasses.asdict(search) for name, search in searches.items()}}
+    follows_from = {"trained": digest(tensors)} | evaluation.identity()
     if kept.is_file() and read_json(kept).get("follows_from") == follows_from:
         return read_json(kept)
-    captioner = load_peft(best, base, base_words(args), run_args.method).to(args.device)
+    captioner = load_peft(best, base, base_words, method).to(compute.device)
     result = {"trained_parameters": sum(count_parts(tensors).values()),
               "bytes": best.stat().st_size}
-    for name, search in searches.items():
-        texts = caption_features(captioner, features, search, args)
-        result[name] = measure(texts, references, args, judge)
+    for name, search in evaluation.searches.items():
+        captions = caption_features(captioner, evaluation.features, search, compute)
+        result[name], _ = measure(captions, evaluation.references, evaluation.scoring,
+                                  evaluation.clip_scorer)
     write_json(result | {"follows_from": follows_from}, kept)
     return result
+
+
+def write_comparison(
+    histories: dict[str, list[dict]], results: dict[str, dict], out: Path
+) -> None:
+    """The methods that are done: compared.md, compared.csv and the curves by epoch."""
+    columns = [(search, metric) for metric in ("CIDEr", "CLIPScore") for search in BEAMS
+               if all(metric in result[search]["metrics"] for result in results.values())]
+    header = ["method", "trained parameters", "file (MB)", "seconds an epoch", "best epoch",
+              *(f"{metric}, {search} (95 %)" for search, metric in columns)]
+    rows = []
+    for method, result in results.items():
+        best = max(histories[method], key=lambda row: row["val_CIDEr"])
+        scores = [(result[search]["metrics"][metric], *result[search]["intervals_95"][metric])
+                  for search, metric in columns]
+        rows.append([
+            method, f"{result['trained_parameters']:,}", f"{result['bytes'] / 1e6:.2f}",
+            f"{median(row['seconds'] for row in histories[method]):.0f}", best["epoch"],
+            *("{:.3f} ({:.3f} - {:.3f})".format(*score) for score in scores)])
+    write_csv(out / "compared.csv", header, rows)
+    write_text(out / "compared.md", markdown_table(header, rows))
+    charts.caption_curves(histories, out / "curves.png")

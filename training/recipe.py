@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -51,6 +51,26 @@ class Recipe:
         return Compute(self.device, self.precision, self.batch_size)
 
 
+@dataclass(frozen=True)
+class CaptionOptions:
+    """What decides how a captioner learns from photos, beside the recipe."""
+
+    features: str | Path  # folder in which a frozen encoder's features are kept
+    label_smoothing: float
+    augment: Sequence[str] = ("none",)
+    captions_each: int | None = None  # captions of a photo an epoch, drawn anew; None: all
+    objective: str = "xe"  # cross-entropy, or "cider": self-critical training
+    samples: int = 5  # captions of a photo that self-critical training draws
+    encoder_lr: float = 0.0  # the encoder's learning rate is this times the recipe's; 0 freezes it
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> CaptionOptions:
+        """The options of a command line; one that the command does not have keeps its default."""
+        given = {field.name: getattr(args, field.name) for field in fields(cls)
+                 if hasattr(args, field.name)}
+        return cls(**given | {"features": args.features or Path(args.out) / "features"})
+
+
 # Options that name a file or folder: a checkpoint keeps the name alone, and a resume compares what
 # is in it (photos, starting weights), not where it lies.
 PATHS = ("train", "images", "captions", "val_captions", "checkpoint", "base", "decoder", "weights",
@@ -76,11 +96,24 @@ def deciding_options(args: argparse.Namespace, recipe: Recipe) -> dict:
         key: value for key, value in asdict(recipe).items() if key != "workers"}
 
 
-def photos_digest(paths: Sequence[Path], targets: Sequence = ()) -> str:
+def photos_digest(paths: Sequence[Path], targets: Iterable = ()) -> str:
     """How many photos there are, and a digest of their names, in order, and of what is learned of
     each (labels, captions)."""
-    names = json.dumps([[path.name for path in paths], list(targets)])
-    return f"{len(paths)} (digest {hashlib.sha256(names.encode()).hexdigest()[:12]})"
+    return _counted_digest(len(paths), [[path.name for path in paths], list(targets)])
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """How many texts there are, and a digest of them in order."""
+    return _counted_digest(len(texts), list(texts))
+
+
+def _counted_digest(count: int, content: object) -> str:
+    return f"{count} (digest {short_digest(content)})"
+
+
+def short_digest(content: object) -> str:
+    """The first 12 digits of the SHA-256 of ``content`` as JSON."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def check_same(before: dict, now: dict, out: object) -> None:
