@@ -73,8 +73,8 @@ def explain(classifier, images, args, targets=None):
         maps, logits = A.attention_maps(model, images, args.method, layer=args.layer,
                                         heads=args.heads, targets=targets)
     distances = A.mean_attention_distance(
-        full[args.layer], A.patch_grid(model, images), model.patch_embed.patch_size,
-        model.num_prefix_tokens)
+        full[args.layer], A.patch_grid(model, images), image_size=images.shape[-2:],
+        prefix=model.num_prefix_tokens)
     return maps.numpy(), logits.softmax(-1).numpy(), distances.numpy()
 
 

@@ -203,15 +203,18 @@ def entropy(maps: torch.Tensor) -> torch.Tensor:
 
 
 def mean_attention_distance(
-    attention: torch.Tensor, grid: tuple[int, int], patch: tuple[int, int], prefix: int
+    attention: torch.Tensor, grid: tuple[int, int], *, image_size: tuple[int, int], prefix: int
 ) -> torch.Tensor:
     """(B, heads): how far a patch looks, in input pixels (Dosovitskiy et al. 2021, Fig. 7).
 
-    ``attention`` (B, heads, N, N) of one layer; prefix tokens are left out on both sides and the
-    rows scaled to sum to 1 again.
+    ``attention`` (B, heads, N, N) of one layer, over a ``grid`` (rows, cols) of photos of
+    ``image_size`` (height, width) pixels: behind a convolutional stem, what the model calls a patch
+    is less than a cell. Prefix tokens are left out on both sides and the rows scaled to sum to 1
+    again.
     """
     rows, cols = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    places = torch.stack([rows.flatten() * patch[0], cols.flatten() * patch[1]], -1).float()
+    places = torch.stack([rows.flatten() * (image_size[0] / grid[0]),
+                          cols.flatten() * (image_size[1] / grid[1])], -1).float()
     distances = torch.cdist(places, places)
     weights = attention[..., prefix:, prefix:]
     weights = weights / weights.sum(-1, keepdim=True)
