@@ -228,7 +228,7 @@ def gpt2_base(
 ) -> Captioner:
     """A base of public GPT-2 weights of any size (the course's ``decoder_model.bin``), with the
     tokenizer beside them, on a ViT, its preprocessing and architecture, as ``build_vit`` gives."""
-    tensors = from_gpt2(read_tensors(decoder)[0])
+    tensors = from_gpt2(read_tensors(decoder)[0], decoder)
     config, files = gpt2_config(tensors, decoder, dropout), gpt2_files(decoder)
     tokenizer = gpt2_tokenizer(*files)
     if tokenizer.vocab_size != config.vocab_size:
