@@ -224,7 +224,7 @@ def check_output(values: torch.Tensor, source: object) -> None:
 def _not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
     names = []
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel():
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
             if tensor.element_size() == 1:  # float8 has no minimum
                 tensor = tensor.float()
             if not all(math.isfinite(extreme) for extreme in tensor.aminmax()):  # NaN is both
