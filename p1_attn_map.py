@@ -79,8 +79,8 @@ def explain(model, images, method, layer, heads, targets=None):
         grids, logits = A.attention_maps(model, images, method, layer=layer, heads=heads,
                                          targets=targets)
     distances = A.mean_attention_distance(
-        captured[layer], A.patch_grid(model, images), model.patch_embed.patch_size,
-        model.num_prefix_tokens)
+        captured[layer], A.patch_grid(model, images), image_size=images.shape[-2:],
+        prefix=model.num_prefix_tokens)
     return tuple(part.numpy() for part in (
         grids, logits.softmax(-1), A.entropy(grids), distances))
 

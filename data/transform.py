@@ -24,8 +24,10 @@ class Transform:
 
     ``resize="crop"`` scales the photo to cover ``size / crop_pct`` and takes the centre, as timm's
     evaluation transform does; ``"squash"`` scales the whole photo to ``size``, whatever its shape;
-    ``"longest"`` scales its longer side to that of ``size`` and keeps its shape, so that a batch is
-    padded (``batch``).
+    ``"squash-crop"`` scales it so to ``size / crop_pct`` and takes the centre; ``"longest"`` scales
+    its longer side to that of ``size`` and keeps its shape, so that a batch is padded (``batch``).
+    Where the centre does not fall on a whole pixel, torchvision's rounding decides, or, with
+    ``floor_crop``, transformers', which takes the pixel above and to the left.
     """
 
     size: tuple[int, int]  # height, width
@@ -34,6 +36,7 @@ class Transform:
     resize: str = "crop"
     crop_pct: float = 1.0
     interpolation: str = "bicubic"
+    floor_crop: bool = False
 
     def __post_init__(self) -> None:
         """ValueError for what no photo can be prepared by."""
@@ -43,7 +46,7 @@ class Transform:
         if not (len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, numbers))
                 and min(self.std) > 0 and 0.001 < self.crop_pct <= 1):
             raise ValueError(f"mean {self.mean}, std {self.std}, crop_pct {self.crop_pct}")
-        if (self.resize not in ("crop", "squash", "longest")
+        if (self.resize not in ("crop", "squash", "squash-crop", "longest")
                 or self.interpolation.upper() not in Image.Resampling.__members__):
             raise ValueError(f"resize {self.resize}, interpolation {self.interpolation}")
 
@@ -58,19 +61,21 @@ class Transform:
 
     def box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """(left, top, right, bottom): the part of a width × height photo that the model sees."""
-        if self.resize != "crop":
+        if self.resize in ("squash", "longest"):
             return (0.0, 0.0, float(width), float(height))
         rows, cols = self.size
         # The arithmetic and rounding of torchvision's Resize and CenterCrop, so that the result is
         # the same pixel for pixel; but resampling only this box, a 1 × 5000 photo stays small.
         target = math.floor(rows / self.crop_pct), math.floor(cols / self.crop_pct)
-        if target[0] * width <= target[1] * height:  # the width decides
+        if self.resize == "squash-crop":
+            new_width, new_height = target[1], target[0]
+        elif target[0] * width <= target[1] * height:  # the width decides
             new_width, new_height = target[1], int(target[1] * height / width)
         else:
             new_width, new_height = int(target[0] * width / height), target[0]
         new_width, new_height = max(new_width, cols), max(new_height, rows)
-        left = int(round((new_width - cols) / 2.0))
-        top = int(round((new_height - rows) / 2.0))
+        whole = math.floor if self.floor_crop else round
+        left, top = whole((new_width - cols) / 2.0), whole((new_height - rows) / 2.0)
         scale_x, scale_y = width / new_width, height / new_height
         return (left * scale_x, top * scale_y, (left + cols) * scale_x, (top + rows) * scale_y)
 

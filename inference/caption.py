@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from data.batches import normalized_batches
+from data.photos import refuse_unreadable
 from models.captioner import Captioner, Memory
 from models.captioner_files import open_checkpoint
 from models.catr import open_catr
-from models.checkpoint import digest
+from models.checkpoint import check_output, digest
 from models.decoding import Search, generate
 from models.vit_gpt2 import ViTGPT2
 
@@ -25,12 +26,13 @@ from models.vit_gpt2 import ViTGPT2
 def open_captioner(args: argparse.Namespace) -> Captioner:
     """The captioner of ``--checkpoint``, or of ``--model`` with its files: the options of
     ``inference.options.add_captioner_options``."""
-    if args.model:
-        return open_catr(args.weights, args.vocab)
-    if args.weights or args.vocab:
+    if not args.model and (args.weights or args.vocab):
         raise UserError("--weights and --vocab go with --model catr; a checkpoint of this project "
                         "is given with --checkpoint")
-    return open_checkpoint(args.checkpoint)
+    captioner = (open_catr(args.weights, args.vocab) if args.model
+                 else open_checkpoint(args.checkpoint))
+    captioner.source = args.weights if args.model else args.checkpoint
+    return captioner
 
 
 def caption_images(
@@ -75,6 +77,7 @@ def encoded_batches(
         with torch.inference_mode(), autocast(compute.device, compute.precision):
             memory = captioner.encode(images)
         memory.features = memory.features.float()
+        check_output(memory.features, captioner.source)
         yield names, memory
 
 
@@ -99,7 +102,6 @@ def patch_features(
             for names, memory in encoded_batches(captioner, paths, compute, unreadable, "encode"):
                 features[done:done + len(names)] = memory.features.half().cpu()
                 done += len(names)
-            if unreadable:
-                raise UserError("{}: {}; repair or remove it, then train".format(*unreadable[0]))
+            refuse_unreadable(unreadable)
             features.flush()
     return np.load(path, mmap_mode="r")

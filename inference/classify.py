@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from utils import Compute, UserError, autocast
@@ -12,6 +13,7 @@ import torch
 
 from data.batches import normalized_batches
 from data.photos import report_unreadable
+from models.checkpoint import check_output
 from models.vit import Classifier, open_vit
 
 Unreadable = list[tuple[Path, str]]  # files that could not be read, and why
@@ -23,7 +25,8 @@ def load_classifiers(sources: Sequence[str | Path]) -> list[Classifier]:
     Raises UserError where the first has no labels, or where not all have the same labels in the
     same order.
     """
-    classifiers = [open_vit(source, pretrained=True) for source in sources]
+    classifiers = [replace(open_vit(source, pretrained=True), source=str(source))
+                   for source in sources]
     first = classifiers[0]
     if not first.classes:
         raise UserError(f"{sources[0]} has no classes; train --model {sources[0]} gives it yours")
@@ -44,6 +47,7 @@ def classify(
             classifier.transform, paths, compute, unreadable, title):
         with torch.inference_mode(), autocast(compute.device, compute.precision):
             logits = model(images)
+        check_output(logits, classifier.source)
         rows.append(logits.float().softmax(1).cpu().numpy())
         readable += names
     none = np.zeros((0, len(classifier.classes)), np.float32)

@@ -16,6 +16,8 @@ from utils import UserError
 import torch
 from timm.models.vision_transformer import Attention, VisionTransformer
 
+from models.checkpoint import check_output
+
 METHODS = ("last", "rollout", "relevance")
 
 
@@ -103,10 +105,10 @@ def _probabilities(
 
 
 def _checked(maps: torch.Tensor, layer: int) -> torch.Tensor:
-    """``maps`` on the CPU; RuntimeError where they are no probabilities."""
+    """``maps`` on the CPU. UserError where they are not finite, RuntimeError where they are no
+    probabilities."""
     maps = maps.cpu()
-    if not torch.isfinite(maps).all():
-        raise RuntimeError(f"the attention of layer {layer} is not finite")
+    check_output(maps, f"layer {layer} of the model")
     off = (maps.sum(-1) - 1).abs().max().item()
     if off > 1e-4:
         raise RuntimeError(f"the sums of layer {layer}'s attention rows differ from 1 by {off:.1e}")
@@ -214,17 +216,19 @@ def entropy(maps: torch.Tensor) -> torch.Tensor:
 
 
 def mean_attention_distance(
-    attention: torch.Tensor, grid: tuple[int, int], patch: tuple[int, int], prefix: int
+    attention: torch.Tensor, grid: tuple[int, int], *, image_size: tuple[int, int], prefix: int
 ) -> torch.Tensor:
     """(B, heads): the mean distance of a patch to those it attends to, in input pixels
     (Dosovitskiy et al. 2021, Fig. 7).
 
-    ``attention`` (B, heads, N, N) of one layer, for a ``grid`` (rows, cols) of patches of ``patch``
-    (height, width) pixels; its ``prefix`` tokens are left out on both sides, and the rows scaled to
-    sum to 1 again.
+    ``attention`` (B, heads, N, N) of one layer, for a ``grid`` (rows, cols) of images of
+    ``image_size`` (height, width) pixels: behind a convolutional stem a grid cell is larger than
+    what the model calls a patch. The ``prefix`` tokens are left out on both sides, and the rows
+    scaled to sum to 1 again.
     """
     rows, cols = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    places = torch.stack([rows.flatten() * patch[0], cols.flatten() * patch[1]], -1).float()
+    places = torch.stack([rows.flatten() * (image_size[0] / grid[0]),
+                          cols.flatten() * (image_size[1] / grid[1])], -1).float()
     distances = torch.cdist(places, places)
     weights = attention[..., prefix:, prefix:]
     weights = weights / weights.sum(-1, keepdim=True)

@@ -71,6 +71,7 @@ class Captioner(nn.Module, ABC):
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing  # the fields of data.transform.Transform
         self.metadata = metadata or {}  # of the checkpoint that it was loaded from
+        self.source = "the captioner"  # the file that it was opened from, for error messages
 
     @property
     def transform(self) -> Transform:

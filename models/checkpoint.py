@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from models.hub import weights_in
+from models.pickled import read_pickle, refuse_other_kinds
+
 FORMAT = 1
 WRAPPERS = r"((module|model|_orig_mod)\.)*"  # what training puts before every key
 
@@ -33,12 +35,17 @@ def save_checkpoint(
     path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write ``tensors`` (floating ones as ``dtype``) and ``metadata`` to one file, whole."""
+    """Write ``tensors`` (floating ones as ``dtype``) and ``metadata`` to one file, whole. UserError
+    for numbers that are not finite, or not in ``dtype``: nothing is written."""
     stored = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
         .contiguous()
         for name, tensor in tensors.items()
     }
+    odd = _not_finite(stored)
+    if odd:
+        raise UserError(f"{path} was not written: {odd[0]} holds NaN or infinity, or numbers too "
+                        f"large for {dtype}")
     text = json.dumps({"format": FORMAT, **metadata})
     with whole_file(path) as temporary:
         # "pt" is what other libraries look for; ours is the second key.
@@ -108,17 +115,26 @@ def check_kind(metadata: dict, path: str | Path, *kinds: str) -> None:
                         "needed")
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """(tensors, metadata) of a .safetensors, .pth, .pt or .bin file.
+def read_tensors(
+    path: str | Path, averaged: bool = False
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, metadata) of a .safetensors, .pth, .pt, .bin or .ckpt file, or of a folder's.
 
-    A file that another program wrote has no metadata, {}; ``module.`` and ``model.`` before its
-    keys are removed. Pickles are read with ``weights_only=True`` only: a file with code in it is
-    refused, and the code never runs.
+    The content, not the name, tells safetensors from pickles. A file that another program wrote
+    has no metadata, {}; ``module.`` and ``model.`` before its keys are removed. ``averaged`` asks
+    for the moving average of the weights (EMA) that some trainings keep beside them. Pickles are
+    read with ``weights_only=True`` only: a file with code in it is refused, and the code never
+    runs.
     """
     path = Path(path)
+    if path.is_dir():
+        path = weights_in(path)
     _check_exists(path)
-    if path.suffix != ".safetensors":
-        return without_prefix(_read_pickle(path), WRAPPERS, path), {}
+    if _is_pickle(path):
+        return without_prefix(read_pickle(path, averaged), WRAPPERS, path), {}
+    if averaged:
+        raise UserError(f"{path} is a .safetensors file, which holds no averaged (EMA) weights "
+                        "beside others")
     with _opened(path) as (file, metadata):
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     return (tensors if metadata else without_prefix(tensors, WRAPPERS, path)), metadata
@@ -141,8 +157,18 @@ def _opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
             metadata = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
             yield file, metadata if isinstance(metadata, dict) else {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        refuse_other_kinds(path)
         raise UserError(f"cannot read checkpoint {path} (truncated or not safetensors?): "
                         f"{one_line(error)}") from None
+
+
+def _is_pickle(path: Path) -> bool:
+    """By the first bytes, where they tell; else by the name."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":  # the length of a JSON header stands before it
+        return False
+    return path.suffix != ".safetensors" or head.startswith((b"PK\x03\x04", b"\x80\x02"))
 
 
 def without_prefix(
@@ -154,39 +180,6 @@ def without_prefix(
         twice = next(key for key in tensors if key not in bare)
         raise UserError(f"{source} holds some tensors twice, with and without a prefix: {twice}, …")
     return bare
-
-
-def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the refusal below says it in one line
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} was not loaded: it holds code or objects besides tensors, or is "
-                        "damaged; save a plain state dict") from None
-    except Exception as error:  # a damaged file fails in many ways inside torch's reader
-        if "TorchScript" in str(error):
-            raise UserError(f"{path} is a TorchScript archive, which holds code; save its weights "
-                            "alone, torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth')"
-                            ) from None
-        raise UserError(f"cannot read checkpoint {path} (truncated?): {one_line(error)}") from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(
-            isinstance(key, str) and torch.is_tensor(value) for key, value in content.items()):
-        raise UserError(f"{path} holds no state dict (names to tensors)")
-    odd = [name for name, tensor in content.items() if not _is_plain(tensor)]
-    if odd:
-        raise UserError(f"{path} was not loaded: {odd[0]} is sparse, quantized, or larger than "
-                        "what is stored of it; save plain tensors")
-    return content
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether each element is stored: a few bytes can claim to be a tensor of any size."""
-    return (tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
-            and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size())
 
 
 def rebuild(
@@ -224,8 +217,10 @@ def load_strict(
     """Copy ``tensors`` into ``model``; UserError as in ``check_fit``.
 
     With ``only``, exactly these names are expected, and the model's other tensors stay as they are.
+    UserError also for weights that are not finite.
     """
     check_fit(model, tensors, source, only)
+    check_weights(tensors, source)
     model.load_state_dict({**model.state_dict(), **tensors})
 
 
@@ -265,6 +260,41 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """The model itself, where ``model`` is its wrapper for several processes
     (``DistributedDataParallel``)."""
     return getattr(model, "module", model)
+
+
+# --- finite numbers -----------------------------------------------------------------------------
+
+
+def check_weights(tensors: dict[str, torch.Tensor], source: object) -> None:
+    """UserError that names the tensors of ``source`` with NaN or infinity in them, if any. Takes
+    0.05 s for the 86 million weights of a ViT-B."""
+    odd = _not_finite(tensors)
+    if odd:
+        raise UserError(f"{source} holds {len(odd)} tensors with NaN or infinity in them "
+                        f"({', '.join(odd[:3])}{', …' * (len(odd) > 3)}): its training diverged, "
+                        "or the file is damaged; use another checkpoint")
+
+
+def check_output(values: torch.Tensor, source: object) -> None:
+    """UserError that names the checkpoint ``source`` where what its model computed is not finite.
+    Once a batch it costs next to nothing."""
+    if _not_finite({"": values}):
+        raise UserError(f"{source} computes NaN or infinity: its weights are damaged or too large; "
+                        "use another checkpoint, or try --precision fp32")
+
+
+def _not_finite(tensors: dict[str, torch.Tensor]) -> list[str]:
+    names = []
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
+            if tensor.element_size() == 1:  # float8 has no minimum
+                tensor = tensor.float()
+            if not all(math.isfinite(extreme) for extreme in tensor.aminmax()):  # NaN is both
+                names.append(name)
+    return names
+
+
+# --- digest -------------------------------------------------------------------------------------
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:

@@ -27,10 +27,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.transform import Transform
-from models.checkpoint import digest, load_checkpoint, rebuild, save_checkpoint
-from models.foreign import openai_clip, silence_transformers
+from models.checkpoint import (
+    check_output,
+    check_weights,
+    digest,
+    load_checkpoint,
+    rebuild,
+    save_checkpoint,
+)
 from models.gpt2 import GPT2, GPT2Config, described_gpt2
-from models.hub import SUFFIXES, go_offline_without_network
+from models.hub import SUFFIXES, go_offline_without_network, weights_in, without_prefix
+from models.openai_clip import OPEN_CLIP, openai_clip, openai_name, silence_transformers
+from models.processor import processor_fields, sized
 from models.tokenizer import Tokenizer
 from models.vit import build_vit, described_vit
 
@@ -62,8 +70,11 @@ class Clip:
 
     @torch.inference_mode()
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Normalized images (B, 3, H, W) -> (B, D) float32, rows of length 1."""
-        return F.normalize(self.towers.image_features(pixels).float(), dim=1)
+        """Normalized images (B, 3, H, W) -> (B, D) float32, rows of length 1; UserError where they
+        are not finite."""
+        features = F.normalize(self.towers.image_features(pixels).float(), dim=1)
+        check_output(features, self.name)
+        return features
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -74,7 +85,9 @@ class Clip:
             for start in range(0, len(rows), batch_size):
                 tokens = padded(rows[start:start + batch_size], self.towers.pad_id)
                 parts.append(F.normalize(self.towers.text_features(tokens.to(device)), dim=1))
-        return torch.cat(parts)
+        features = torch.cat(parts)
+        check_output(features, self.name)
+        return features
 
     def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text's token ids, at most ``context``. A longer text is cut before its end token,
@@ -95,14 +108,22 @@ def padded(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
 
 
 def open_clip(source: str | Path) -> Clip:
-    """A checkpoint of this project, OpenAI's state dict, a folder that transformers wrote, or a
-    model's name on the hub, with or without ``hf:`` before it.
+    """A checkpoint of this project, a state dict of OpenAI's or open_clip's, a folder that
+    transformers or open_clip wrote, or a model's name: on the hub, with or without ``hf:`` before
+    it, or OpenAI's (``ViT-B/32``).
 
     Raises UserError where ``source`` is none of these.
     """
     path = Path(source)
-    if not path.is_file() and path.suffix not in SUFFIXES:
-        return _open_transformers(str(source).removeprefix("hf:"))
+    if path.is_dir() and (path / OPEN_CLIP).is_file() and not (path / "config.json").is_file():
+        path = weights_in(path)
+    if not path.is_file():
+        name = openai_name(str(source))
+        if name is not None:
+            warn(f"{source} is OpenAI's name for hf:{name}, which is opened")
+            return _open_transformers(name)
+        if path.suffix not in SUFFIXES:
+            return _open_transformers(without_prefix(str(source)))
     found = openai_clip(path)
     towers = TransformersTowers(*found[:2]) if found else load_clip(path)
     preprocessing = found[2] if found else towers.preprocessing
@@ -280,36 +301,19 @@ def _read_transformers(source: str, local_files_only: bool) -> tuple[Transformer
     if not len(tokenizer.all_special_ids) < len(tokenizer) <= config.text_config.vocab_size:
         raise UserError(f"{source} has no tokenizer of its own ({len(tokenizer)} tokens for a "
                         f"vocabulary of {config.text_config.vocab_size}); add tokenizer.json")
+    side = config.vision_config.image_size
     try:
-        processor = CLIPImageProcessor.from_pretrained(source, **where)
+        processor = CLIPImageProcessor.get_image_processor_dict(source, **where)[0]
     except OSError:
         if not Path(source).is_dir():
             raise
-        side = config.vision_config.image_size
-        processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side)
+        processor = {"size": {"shortest_edge": side}, "crop_size": side}
         warn(f"{source} has no preprocessor_config.json: images are prepared as OpenAI's CLIP does")
+    prepared = sized(processor_fields(processor, "CLIP", source), (side, side), source)
     model, loaded = CLIPModel.from_pretrained(source, output_loading_info=True,
                                               dtype=torch.float32, **where)
     if loaded["missing_keys"]:
         raise UserError(f"{source} does not fit the model: {len(loaded['missing_keys'])} tensors "
                         f"missing ({min(loaded['missing_keys'])}, …)")
-    return TransformersTowers(model.eval(), tokenizer), _preprocessing(processor, source)
-
-
-def _preprocessing(processor, source: str) -> dict:
-    """transformers' image processor -> the fields of data.Transform."""
-    from PIL import Image
-
-    fields = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std),
-              "interpolation": Image.Resampling(processor.resample).name.lower()}
-    size, crop = processor.size, processor.crop_size
-    edge = size.shortest_edge or 0
-    if processor.do_center_crop and crop.height == crop.width <= edge:
-        share = crop.height / edge
-        while math.floor(crop.height / share) < edge:  # off by a rounding error
-            share = math.nextafter(share, 0)
-        return {**fields, "size": (crop.height, crop.width), "resize": "crop", "crop_pct": share}
-    if size.height and size.width and (not processor.do_center_crop or crop == size):
-        return {**fields, "size": (size.height, size.width), "resize": "squash"}
-    raise UserError(f"{source} prepares images in a way that is not known here: resized to {size}, "
-                    f"cropped to {crop}")
+    check_weights(model.state_dict(), source)
+    return TransformersTowers(model.eval(), tokenizer), prepared

@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from utils import warn
+from utils import UserError, warn
 
 import torch
 from torch import Tensor
@@ -95,6 +95,53 @@ LAYOUTS = (
         norm_eps=1e-6,
     ),
 )
+
+
+PROJECTION = re.compile(r"head\.(?!weight$|bias$)|dino_head\.|ibot_head\.")  # self-supervision's
+COUNTERS = ("n_averaged",)  # of torch's AveragedModel
+
+
+def bare_vit(tensors: Tensors, source: object) -> Tensors:
+    """The tensors of one ViT without the prefix under which a larger module held it
+    (``backbone.``, ``net.``, ``teacher.``), and without the projection heads of self-supervised
+    training. Tensors that hold no ViT are returned as they are.
+
+    A linear layer beside the ViT (``fc``, ``classifier``) is its head. Where two are held, a
+    teacher's goes before a student's, and any before an average. Lines say what was decided;
+    UserError where nothing decides.
+    """
+    ends = [layout.outer["patch_embed.proj"] for layout in LAYOUTS] + ["patch_embed.proj"]
+    prefixes = {key[:-len(f"{end}.weight")] for key in tensors for end in ends
+                if re.search(rf"(^|\.){re.escape(end)}\.weight$", key)}
+    if not prefixes:
+        return tensors
+    chosen = [prefix for prefix in prefixes if not re.search(r"student|\bema|average", prefix)]
+    if len(prefixes) > 1:
+        chosen = chosen or [prefix for prefix in prefixes if "student" not in prefix]
+        if len(chosen) != 1:
+            raise UserError(f"{source} holds {len(prefixes)} ViTs ({', '.join(sorted(prefixes))}): "
+                            "save the one that is meant to a file of its own")
+        warn(f"{source} holds {len(prefixes)} ViTs ({', '.join(sorted(prefixes))}): {chosen[0]} is "
+             "used")
+        tensors = {key: tensor for key, tensor in tensors.items()
+                   if not key.startswith(tuple(prefixes - set(chosen)))}
+    prefix, = chosen or prefixes
+    bare = without_prefix(tensors, rf"({re.escape(prefix)})?", source)
+    if vit_layout(bare) is not None:
+        return {key: tensor for key, tensor in bare.items() if key not in COUNTERS}
+    left_out = [key for key in bare if PROJECTION.match(key) or key in COUNTERS]
+    if "pre_logits.fc.weight" in bare:  # of timm's older ImageNet-21k weights
+        left_out += [key for key in bare if key.startswith(("pre_logits.", "head."))]
+    if left_out:
+        warn(f"{source}: what is no part of the ViT is left out: {', '.join(left_out[:3])}"
+             f"{', …' * (len(left_out) > 3)}")
+    bare = {key: tensor for key, tensor in bare.items() if key not in left_out}
+    for name in ("fc", "classifier"):
+        if getattr(bare.get(f"{name}.weight"), "ndim", 0) == 2 and "head.weight" not in bare:
+            warn(f"{source}: {name} is taken as the ViT's head")
+            bare = {re.sub(rf"^{name}\.(weight|bias)$", r"head.\1", key): tensor
+                    for key, tensor in bare.items()}
+    return bare
 
 
 def vit_layout(tensors: Tensors) -> Layout | None:

@@ -1,41 +1,33 @@
-"""Models around other libraries' weights (``models.convert``).
+"""Vision transformers around other libraries' weights (``models.convert``).
 
 Sizes come from the tensors' shapes. What shapes do not tell is read beside the file, where
-``save_pretrained`` and the hub put it (``config.json``, ``preprocessor_config.json``, a tokenizer),
-else it is what all published models of the layout have in common.
+``save_pretrained`` and the hub put it (``config.json``, ``preprocessor_config.json``), else it is
+what all published models of the layout have in common.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils import UserError, one_line, read_json, warn
+from utils import UserError, one_line, warn
 
-import torch
-from PIL import Image
+import timm
 from timm.data import ImageNetInfo
-from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import LayerNorm
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from models.checkpoint import read_tensors
-from models.convert import TRANSFORMERS, Layout, Tensors, from_openai_clip, to_timm, vit_layout
+from models.convert import TRANSFORMERS, Layout, Tensors, bare_vit, to_timm, vit_layout
+from models.hub import beside
+from models.processor import WRONG, described_processor, processor_fields, sized
 
+SIZES = {"ti": "tiny", "t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
 BASE = "vit_base_patch16_224"  # timm's builder that takes any size
-WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
-
-
-def _beside(path: Path, name: str) -> dict:
-    """The JSON object ``name`` in the file's folder; {} where there is none."""
-    file = path.parent / name
-    content = read_json(file) if file.is_file() else {}
-    if not isinstance(content, dict):
-        raise UserError(f"{file} must hold a JSON object")
-    return content
 
 
 # --- vision transformers ------------------------------------------------------------------------
@@ -59,20 +51,22 @@ class ForeignViT:
 def foreign_vit(tensors: Tensors, path: Path) -> ForeignViT:
     """A ViT in a layout that ``models.convert`` knows, or in timm's with timm's config.json beside
     it. Raises UserError for anything else."""
-    layout, config = vit_layout(tensors), _beside(path, "config.json")
+    first = ", ".join(list(tensors)[:3])
+    tensors = bare_vit(tensors, path)
+    layout, config = vit_layout(tensors), beside(path, "config.json")
     if layout is None and "patch_embed.proj.weight" not in tensors:
         raise UserError(f"{path} is not a checkpoint of this project, nor a ViT in a layout known "
-                        f"here (its first keys: {', '.join(list(tensors)[:3])})")
+                        f"here (its first keys: {first})")
     try:
         if layout is None:
             return _from_timm(tensors, config, path)
         tensors = to_timm(tensors, path)
-        architecture = {"name": BASE, "args": _sizes(tensors, layout, config, path)}
+        args = _sizes(tensors, layout, config, path)
         classes, names = imagenet_or_numbers(len(tensors.get("head.weight", ())))
         told = {key: str(name) for key, name in config.get("id2label", {}).items()
                 if name != f"LABEL_{key}"}
-        return ForeignViT(tensors, architecture, _preprocessing(layout, path), classes,
-                          told or names)
+        return ForeignViT(tensors, {"name": BASE, "args": args},
+                          _preprocessing(layout, args["img_size"], path), classes, told or names)
     except WRONG as error:
         raise UserError(f"{path}, or the JSON beside it, describes no ViT: {one_line(error)}"
                         ) from None
@@ -111,28 +105,15 @@ def _sizes(tensors: Tensors, layout: Layout, config: dict, path: Path) -> dict:
             "norm_eps": float(config.get("layer_norm_eps", layout.norm_eps))}
 
 
-def _preprocessing(layout: Layout, path: Path) -> dict:
-    """As the processor beside the file has it; where it is silent, as both libraries do: the whole
+def _preprocessing(layout: Layout, size: tuple[int, int], path: Path) -> dict:
+    """As the image processor beside the file says; without one as both libraries do: the whole
     photo made square, bilinear, mean and deviation 0.5."""
-    processor = _beside(path, "preprocessor_config.json")
+    processor = described_processor(path)
     if not processor and layout.title == TRANSFORMERS.title:
         warn(f"{path} has no preprocessor_config.json beside it: photos are made square, mean and "
              "deviation 0.5")
-    normalized = processor.get("do_normalize", True)
-    fields = {"resize": "squash", "crop_pct": 1.0,
-              "mean": tuple(processor.get("image_mean", (0.5,) * 3)) if normalized else (0.0,) * 3,
-              "std": tuple(processor.get("image_std", (0.5,) * 3)) if normalized else (1.0,) * 3,
-              "interpolation": Image.Resampling(processor.get("resample", 2)).name.lower()}
-    size, crop = processor.get("size"), processor.get("crop_size")
-    scale = processor.get("rescale_factor", 1 / 255)
-    if processor.get("do_center_crop"):
-        edge = size.get("shortest_edge", 0) if isinstance(size, dict) else size
-        crop = crop["height"] if isinstance(crop, dict) else crop
-        fields |= {"resize": "crop", "crop_pct": crop / edge}
-    if fields["crop_pct"] > 1 or not math.isclose(scale, 1 / 255):
-        raise UserError(f"{path} wants photos prepared in a way that is not known here: resized to "
-                        f"{size}, cropped to {crop}, times {scale}")
-    return fields
+    fields = processor_fields(processor or {"size": list(size)}, "ViT", path)
+    return {"crop_pct": 1.0} | sized(fields, size, path)
 
 
 def _from_timm(tensors: Tensors, config: dict, path: Path) -> ForeignViT:
@@ -140,11 +121,28 @@ def _from_timm(tensors: Tensors, config: dict, path: Path) -> ForeignViT:
         raise UserError(f"{path} holds a ViT of timm's, but not its name: give --model NAME "
                         "--weights FILE, or put timm's config.json beside it")
     described = config["pretrained_cfg"]
-    args = {"img_size": described["input_size"][1:]} | config.get("model_args", {})
+    args = {"img_size": described["input_size"][1:]} | {
+        key: config[key] for key in ("global_pool",) if config.get(key)}
+    args |= config.get("model_args", {})
     args = {key: value for key, value in args.items() if key in ARGUMENTS}
     fields = {key: described[key] for key in ("mean", "std", "crop_pct", "interpolation")}
-    return ForeignViT(tensors, {"name": config["architecture"], "args": args}, fields,
-                      *imagenet_or_numbers(config["num_classes"]))
+    classes, names = imagenet_or_numbers(config["num_classes"])
+    labels, told = config.get("label_names") or (), config.get("label_descriptions") or {}
+    labels = list(labels.values() if isinstance(labels, dict) else labels)
+    if len(labels) == len(classes):
+        names = {str(index): str(told.get(label, label)) for index, label in enumerate(labels)}
+    return ForeignViT(tensors, {"name": config["architecture"], "args": args},
+                      fields | {"resize": timm_resize(described)}, classes, names)
+
+
+def timm_resize(config: dict) -> str:
+    """``resize`` of ``data.Transform``, as timm's configuration says it. UserError for photos that
+    are padded ("border"), as those of no published ViT are."""
+    mode = config.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise UserError(f"timm's crop mode {mode} is not known here; known are center and squash")
+    whole = config.get("crop_pct", 1.0) == 1.0
+    return "crop" if mode == "center" else "squash" if whole else "squash-crop"
 
 
 def imagenet_or_numbers(count: int) -> tuple[list[str], dict[str, str]]:
@@ -154,6 +152,18 @@ def imagenet_or_numbers(count: int) -> tuple[list[str], dict[str, str]]:
         return labels, {}
     imagenet = ImageNetInfo()
     return labels, {label: imagenet.index_to_description(int(label)) for label in labels}
+
+
+def nearest_names(name: str) -> list[str]:
+    """timm's names of ViTs that are nearest to ``name``, which may be another library's
+    (``ViT-B/16``, ``vit_b_16``, ``B_16_imagenet1k``)."""
+    known = [known for module in ("vision_transformer", "vision_transformer_hybrid", "deit")
+             for known in timm.list_models(module=module)]
+    plain = re.sub(r"[^a-z0-9.]+", "_", name.lower())
+    size = re.match(r"(?:vit_)?(ti|[tsblh])_?(\d+)(?![a-z0-9])", plain)
+    full = size and f"vit_{SIZES[size[1]]}_patch{size[2]}_224"
+    return [*[full] * (full in known), *(
+        near for near in difflib.get_close_matches(plain, known, 4, 0) if near != full)][:4]
 
 
 def for_timm(args: dict) -> dict:
@@ -166,83 +176,39 @@ def for_timm(args: dict) -> dict:
 
 def for_model(model: VisionTransformer, tensors: Tensors, source: object) -> Tensors:
     """Tensors in any layout known, for a model whose position embedding may have another grid."""
-    tensors = to_timm(tensors, source)
+    tensors = to_timm(bare_vit(tensors, source), source)
+    theirs, ours = (getattr(weights, "shape", ())[2:] for weights in (
+        tensors.get("patch_embed.proj.weight"), model.patch_embed.proj.weight))
+    if theirs and theirs != ours:  # timm would resample them
+        raise UserError(f"{source} does not fit the model: its patches have {theirs[0]} × "
+                        f"{theirs[1]} pixels, the model's {ours[0]} × {ours[1]}")
     try:
         return checkpoint_filter_fn(tensors, model)
     except Exception as error:  # tensors of another model fail in many ways there
         raise UserError(f"{source} does not fit the model: {one_line(error)}") from None
 
 
-# --- CLIP ---------------------------------------------------------------------------------------
-
-OPENAI = ("openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14")  # one vocabulary
-
-
-def openai_clip(path: Path) -> tuple[torch.nn.Module, object, dict] | None:
-    """(transformers' CLIPModel, its tokenizer, preprocessing) of OpenAI's state dict; None where
-    the file is another.
-
-    The activation is the quick GELU: models that others trained in this layout with the exact one
-    look the same, and come out slightly wrong. OpenAI's file brings no vocabulary; that is taken
-    from the file's folder, else from the hub's cache. Raises UserError for what does not fit.
-    """
-    tensors, metadata = read_tensors(path)
-    if metadata or "visual.conv1.weight" not in tensors:
-        return None
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    silence_transformers()
-    try:
-        tensors = from_openai_clip(tensors, path)
-        patches = tensors["vision_model.embeddings.patch_embedding.weight"]
-        places = tensors["vision_model.embeddings.position_embedding.weight"]
-        contexts = tensors["text_model.embeddings.position_embedding.weight"]
-        vocabulary = len(tensors["text_model.embeddings.token_embedding.weight"])
-        tokenizer = CLIPTokenizer.from_pretrained(_clip_tokenizer(path))
-        if len(tokenizer) != vocabulary:
-            raise UserError(f"the tokenizer for {path} has {len(tokenizer)} tokens, the model "
-                            f"{vocabulary}; they do not belong together")
-        side = patches.shape[-1] * math.isqrt(len(places) - 1)
-        config = CLIPConfig(
-            text_config=_tower(tensors, "text") | {
-                "vocab_size": vocabulary, "max_position_embeddings": len(contexts),
-                "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-                "pad_token_id": tokenizer.pad_token_id},
-            vision_config=_tower(tensors, "vision") | {
-                "patch_size": patches.shape[-1], "image_size": side},
-            projection_dim=len(tensors["text_projection.weight"]))
-        model = CLIPModel.from_pretrained(None, config=config, state_dict=tensors,
-                                          dtype=torch.float32)
-    except (*WRONG, RuntimeError, OSError) as error:
-        raise UserError(f"{path} is no CLIP of OpenAI's: {one_line(error)[:200]}") from None
-    return model.eval(), tokenizer, {
-        "size": (side, side), "resize": "crop", "crop_pct": 1.0, "interpolation": "bicubic",
-        "mean": OPENAI_CLIP_MEAN, "std": OPENAI_CLIP_STD}
-
-
-def _tower(tensors: Tensors, tower: str) -> dict:
-    layers = [key for key in tensors if key.startswith(tower) and key.endswith("mlp.fc1.weight")]
-    hidden, width = tensors[layers[0]].shape
-    return {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": len(layers),
-            "num_attention_heads": width // 64, "hidden_act": "quick_gelu"}
-
-
-def _clip_tokenizer(path: Path) -> Path:
-    """The folder with the vocabulary for OpenAI's CLIP."""
-    from huggingface_hub import try_to_load_from_cache
-
-    kinds = "tokenizer.json", "merges.txt"
-    cached = [try_to_load_from_cache(name, kind) for name in OPENAI for kind in kinds]
-    for folder in (path.parent, *(Path(file).parent for file in cached if isinstance(file, str))):
-        if any((folder / kind).is_file() for kind in kinds):
-            return folder
-    raise UserError(f"the vocabulary of {path} is missing: put tokenizer.json (or vocab.json and "
-                    f"merges.txt) of {OPENAI[0]} beside it")
-
-
-def silence_transformers() -> None:
-    """No remarks and no bars of its own: what is wrong becomes one line of ours."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def fine_tuned(
+    model: VisionTransformer, tensors: Tensors, source: object
+) -> tuple[Tensors, dict]:
+    """A file's tensors under timm's keys, and what timm's builder must be told for them beside the
+    name that ``model`` was built by: classes, image size, and whether the norm follows the pooling
+    (``global_pool``, as in MAE, He et al. 2022). Lines say what is not as the name has it."""
+    tensors = to_timm(bare_vit(tensors, source), source)
+    head = getattr(tensors.get("head.weight"), "shape", ())
+    args = {"num_classes": head[0] if len(head) == 2 else 0}
+    if not args["num_classes"]:
+        warn(f"{source} has no classification head")
+    if "fc_norm.weight" in tensors and "norm.weight" not in tensors:
+        args["global_pool"] = "avg"
+    positions = getattr(tensors.get("pos_embed"), "shape", ())
+    if len(positions) == 3 and model.pos_embed is not None:
+        patches = model.patch_embed.num_patches
+        count = positions[1] - (model.pos_embed.shape[1] - patches)  # without prefix tokens
+        side = math.isqrt(max(count, 0))
+        if 0 < side * side == count != patches:
+            rows, cols = model.patch_embed.feat_ratio(as_scalar=False)
+            args["img_size"] = (side * rows, side * cols)
+            warn(f"{source} was trained on photos of {side * rows} × {side * cols} pixels, which "
+                 "are used")
+    return tensors, args

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from utils import UserError
+from utils import UserError, warn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.hub import beside
 
 KeyValue = tuple[Tensor, Tensor]  # each (rows or memories, heads, length, width / heads)
 
@@ -231,19 +233,25 @@ MASK_BUFFERS = ("attn.bias", "attn.masked_bias", "crossattention.bias",
                 "crossattention.masked_bias")
 
 
-def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_gpt2(tensors: dict[str, Tensor], source: object = "the file") -> dict[str, Tensor]:
     """A state dict of OpenAI's or Hugging Face's GPT-2 -> one of ``GPT2``.
 
     A ``transformer.`` prefix, the causal-mask buffers and an output layer that repeats the
-    embedding are left out. All matrices but the embeddings are transposed.
+    embedding are left out. All matrices but the embeddings are transposed. Raises UserError for an
+    output layer that differs from the embedding: the decoder's output layer is its embedding.
     """
     ours = {}
     for key, tensor in tensors.items():
         key = key.removeprefix("transformer.")
         in_layer = key.split(".", 2)[-1] if key.startswith("h.") else None
-        if in_layer in MASK_BUFFERS or key == "lm_head.weight":
-            continue
-        ours[key] = tensor.t() if in_layer and tensor.ndim == 2 else tensor
+        if in_layer not in MASK_BUFFERS:
+            ours[key] = tensor.t() if in_layer and tensor.ndim == 2 else tensor
+    output, embedding = ours.pop("lm_head.weight", None), ours.get("wte.weight")
+    if output is not None and (
+            embedding is None or not torch.equal(output.float(), embedding.float())):
+        raise UserError(f"{source} has an output layer (lm_head.weight) that is not its embedding "
+                        "(wte.weight); only GPT-2s that share the two can be used, as the public "
+                        "ones do")
     return ours
 
 
@@ -255,14 +263,49 @@ def described_gpt2(fields: dict, tensors: dict[str, Tensor]) -> GPT2Config:
     return config
 
 
+# What a config.json may say only thus: the decoder computes nothing else.
+COMPUTED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # one function
+    "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,)}
+
+
 def gpt2_config(tensors: dict[str, Tensor], source: object, dropout: float = 0.1) -> GPT2Config:
-    """The config of a GPT-2 from its tensors, as ``from_gpt2`` returns them. Heads are 64 wide, as
-    in all public GPT-2 models. Raises UserError that names missing tensors."""
+    """The config of a GPT-2 from its tensors, as ``from_gpt2`` returns them, and from the
+    ``config.json`` beside ``source``, which alone tells the number of heads; without it heads are
+    64 wide, as in all public GPT-2 models.
+
+    Raises UserError that names missing tensors, and for a config.json of another model or of one
+    that computes something else.
+    """
     missing = [key for key in ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight")
                if getattr(tensors.get(key), "ndim", 0) != 2]
     if missing:
         raise UserError(f"{source} is no GPT-2: {', '.join(missing)} missing or no matrix")
     vocab_size, width = tensors["wte.weight"].shape
     layers = {int(key.split(".")[1]) for key in tensors if re.match(r"h\.\d+\.", key)}
-    return GPT2Config(vocab_size, len(tensors["wpe.weight"]), width, len(layers),
-                      max(width // 64, 1), cross_width=None, dropout=dropout)
+    seen = {"vocab_size": vocab_size, "n_positions": len(tensors["wpe.weight"]), "n_embd": width,
+            "n_layer": len(layers)}
+    heads = _heads(source, seen) or max(width // 64, 1)
+    return GPT2Config(vocab_size, seen["n_positions"], width, len(layers), heads, cross_width=None,
+                      dropout=dropout)
+
+
+def _heads(source: object, seen: dict[str, int]) -> int | None:
+    """``n_head`` of the config.json beside a file with the sizes ``seen``; None where it is not
+    told."""
+    told = beside(str(source), "config.json")
+    if told and told.get("model_type", "gpt2") != "gpt2":
+        warn(f"the config.json beside {source} is of a {told['model_type']} model: it is not used, "
+             "and the decoder's heads are taken to be 64 wide")
+        return None
+    sizes = {key: told.get(key, value) for key, value in seen.items()}
+    if sizes != seen:
+        raise UserError(f"{source} and the config.json beside it do not belong together: {seen} "
+                        f"against {sizes}")
+    odd = [f"{key} {told[key]}" for key, values in COMPUTED.items()
+           if told.get(key, values[0]) not in values]
+    if odd:
+        raise UserError(f"the config.json beside {source} asks for {', '.join(odd)}; the decoder "
+                        "computes as the public GPT-2s do")
+    return told.get("n_head")

@@ -2,25 +2,80 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from utils import UserError, one_line
+from utils import UserError, one_line, read_json, warn
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as transformers and timm name them
 DESCRIBED = ("config.json", "preprocessor_config.json")
+PREFIXES = ("hf:", "hf-hub:", "hf_hub:", "https://huggingface.co/", "huggingface.co/")
 
 
 def local_file(source: str | Path) -> Path | None:
     """The file behind ``--model``: itself, the weights in a folder, or those of ``hf:owner/name``,
     fetched unless they are in the hub's cache. None for what is no file, so a name to look up."""
+    path, name = Path(source), hub_name(str(source))
+    if name is not None:
+        return _from_hub(name)
+    if path.is_dir():
+        import timm
+
+        named = _named_weights(path)
+        return named[0] if named else None if timm.is_model(str(source)) else weights_in(path)
+    return path if path.is_file() or path.suffix in SUFFIXES else None
+
+
+def hub_name(source: str) -> str | None:
+    """``owner/name`` on the hub, where ``source`` says so: after a prefix in use, as an address, or
+    bare, where no file, no folder and no model of OpenAI's (``ViT-B/32``) is meant."""
+    name = without_prefix(source)
+    if name != source:
+        return name
     path = Path(source)
-    if str(source).startswith("hf:"):
-        return _from_hub(str(source).removeprefix("hf:"))
-    in_folder = [path / name for name in WEIGHTS if (path / name).is_file()]
-    if in_folder or path.is_file() or path.suffix in SUFFIXES:
-        return in_folder[0] if in_folder else path
+    if (re.fullmatch(r"[\w.-]+/[\w.-]*[A-Za-z][\w.-]*", source) and path.suffix not in SUFFIXES
+            and not path.parent.exists()):
+        warn(f"{source} is no file or folder here, and is looked for on the hub, hf:{source}")
+        return source
     return None
+
+
+def without_prefix(source: str) -> str:
+    """``owner/name`` of ``hf:owner/name``, ``hf-hub:…`` or an address; another text as it is."""
+    for prefix in PREFIXES:
+        if source.startswith(prefix):
+            return "/".join(source.removeprefix(prefix).split("/")[:2])
+    return source
+
+
+def weights_in(folder: Path) -> Path:
+    """The file with weights in a folder; UserError that says what is there where none is meant."""
+    others = [path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file()]
+    named = _named_weights(folder) or (others if len(others) == 1 else [])
+    if named:
+        return named[0]
+    names = sorted(path.name for path in folder.iterdir())
+    parts = [name for name in names if name.endswith(".index.json")]
+    if parts:
+        raise UserError(f"{folder} holds weights in several parts ({parts[0]}): save the model as "
+                        "one file, save_pretrained(FOLDER, max_shard_size='50GB')")
+    raise UserError(f"{folder} is a folder with neither {' nor '.join(WEIGHTS)} in it, nor one "
+                    f"other file with weights: it has {', '.join(names[:5]) or 'nothing'}"
+                    f"{', …' * (len(names) > 5)}; give the file")
+
+
+def _named_weights(folder: Path) -> list[Path]:
+    return [folder / name for name in WEIGHTS if (folder / name).is_file()]
+
+
+def beside(path: str | Path, name: str) -> dict:
+    """The JSON object ``name`` in the folder of ``path``; {} where there is none."""
+    file = Path(path).parent / name
+    content = read_json(file) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold a JSON object")
+    return content
 
 
 def _from_hub(name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,16 @@ from timm.models.vision_transformer import VisionTransformer
 
 from data.transform import Transform
 from models.checkpoint import check_kind, load_strict, read_tensors, rebuild, save_checkpoint
-from models.foreign import ARGUMENTS, for_model, for_timm, foreign_vit, imagenet_or_numbers
+from models.foreign import (
+    ARGUMENTS,
+    fine_tuned,
+    for_model,
+    for_timm,
+    foreign_vit,
+    imagenet_or_numbers,
+    nearest_names,
+    timm_resize,
+)
 from models.hub import go_offline_without_network, local_file
 
 HEADS = ("head.", "head_dist.")
@@ -42,6 +50,7 @@ class Classifier:
     names: dict[str, str]  # label -> readable name, where known
     architecture: dict  # as of an Encoder
     metadata: dict  # of the checkpoint; {} for a model of another library
+    source: str = "the model"  # the file or name that it was opened by, for error messages
 
     @property
     def transform(self) -> Transform:
@@ -117,10 +126,11 @@ def save_classifier(path: str | Path, classifier: Classifier, **metadata) -> Non
     save_checkpoint(path, classifier.model.state_dict(), described)
 
 
-def load_classifier(path: str | Path) -> Classifier:
+def load_classifier(path: str | Path, averaged: bool = False) -> Classifier:
     """The classifier that ``save_classifier`` wrote, or that of another library's file, in float32
-    and eval mode. Raises UserError for a file that holds none."""
-    tensors, metadata = read_tensors(path)
+    and eval mode. ``averaged`` takes the moving average of the weights (EMA) that is in such a
+    file. Raises UserError for a file that holds none."""
+    tensors, metadata = read_tensors(path, averaged)
     if not metadata:
         return _load_foreign(tensors, Path(path))
     check_kind(metadata, path, "classifier")
@@ -205,25 +215,36 @@ def build_vit(
 
 
 def open_vit(
-    source: str | Path, pretrained: bool = False, weights: str | Path | None = None
+    source: str | Path, pretrained: bool = False, weights: str | Path | None = None,
+    averaged: bool = False,
 ) -> Classifier:
     """A ViT with its own head; ``source`` is a file, ``hf:owner/name``, or timm's name.
 
     A model of timm's name gets timm's weights (``pretrained``), those of the file ``weights``, or
-    random ones, with a warning.
+    random ones, with a warning. The file may come from any training, in any of the usual wrappers:
+    its tensors tell the number of classes and the image size. ``averaged`` takes the moving average
+    of the weights (EMA) that the training kept beside them.
     """
-    file = local_file(source)
+    file, name, args = local_file(source), str(source), {}
+    if file is not None and weights is not None:
+        raise UserError(f"{source} brings its own weights; --weights goes with a model's name")
     if file is not None:
-        return load_classifier(file)
-    model = _create(str(source), pretrained and weights is None)
-    if weights is not None:
-        load_strict(model, for_model(model, read_tensors(weights)[0], weights), weights)
+        return load_classifier(file, averaged)
+    tensors, metadata = (None, {}) if weights is None else read_tensors(weights, averaged)
+    if metadata:
+        warn(f"{weights} describes its model itself: it is opened as that, not as a {name}")
+        return load_classifier(weights)
+    if tensors is not None:
+        tensors, args = fine_tuned(_probe(name), tensors, weights)
+    model = _create(name, pretrained and tensors is None, **args)
+    if tensors is not None:
+        load_strict(model, for_model(model, tensors, weights), weights)
     elif not pretrained:
         warn(f"{source} has random weights: give --pretrained or --weights FILE")
-    config = resolve_model_data_config(model)
     classes, names = imagenet_or_numbers(model.num_classes)
-    return Classifier(model.eval(), _preprocessing(model, config), classes, names,
-                      {"name": str(source), "args": {}}, {})
+    args = {key: value for key, value in args.items() if key != "num_classes"}
+    return Classifier(model.eval(), _preprocessing(model, resolve_model_data_config(model)),
+                      classes, names, {"name": name, "args": args}, {})
 
 
 def _resolve(name: str) -> tuple[str, dict, dict, Path | None]:
@@ -238,19 +259,18 @@ def _resolve(name: str) -> tuple[str, dict, dict, Path | None]:
 
 def _preprocessing(model: VisionTransformer, config: dict, **changes) -> dict:
     """The fields of Transform for ``model``, from timm's or a file's ``config``."""
-    return {"size": model.patch_embed.img_size, "mean": config["mean"], "std": config["std"],
-            "resize": config.get("resize", "crop"), "crop_pct": config["crop_pct"],
-            "interpolation": config["interpolation"], **changes}
+    fields = {"size": model.patch_embed.img_size, "resize": timm_resize(config)} | {
+        key: config[key] for key in ("mean", "std", "resize", "crop_pct", "interpolation",
+                                     "floor_crop") if key in config}
+    return fields | changes
 
 
 def _probe(name: str, **args) -> VisionTransformer:
     """The model on the meta device, which has shapes but takes no memory. UserError for an unknown
     name or a model of another family."""
     if not timm.is_model(name):
-        known = timm.list_models(module="vision_transformer")
-        close = difflib.get_close_matches(name, known, 4, 0) or known[:4]
         raise UserError(f"timm knows no vision transformer {name}; the nearest names are "
-                        f"{', '.join(close)}")
+                        f"{', '.join(nearest_names(name))}")
     try:
         with torch.device("meta"):
             model = timm.create_model(name, **for_timm(args))

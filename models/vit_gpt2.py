@@ -92,7 +92,7 @@ def build_captioner(
 def gpt2_base(vit: Encoder, decoder: str | Path, dropout: float = 0.1) -> ViTGPT2:
     """A base with public GPT-2 weights of any size (such as the course's ``decoder_model.bin``) and
     the tokenizer that belongs to them, on an encoder as ``build_vit`` returns it."""
-    tensors = from_gpt2(read_tensors(decoder)[0])
+    tensors = from_gpt2(read_tensors(decoder)[0], decoder)
     config, files = gpt2_config(tensors, decoder, dropout), gpt2_files(decoder)
     tokenizer = gpt2_tokenizer(*files)
     if tokenizer.vocab_size != config.vocab_size:

@@ -204,6 +204,17 @@ def odd_tensors(tensors: dict):
         yield "odd", buffer.getvalue()
 
 
+def with_nan(content: bytes):
+    """A .safetensors file with one NaN in each of three tensors, one at a time."""
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8:start])
+    places = {name: entry["data_offsets"] for name, entry in header.items()
+              if name != "__metadata__" and entry["dtype"] in ("F16", "F32")}
+    for name in list(places)[::max(len(places) // 3, 1)][:3]:
+        place = start + places[name][0]
+        yield "nan", content[:place] + b"\xff" * 4 + content[place + 4:]
+
+
 # --- harm ---------------------------------------------------------------------------------------
 
 
@@ -254,6 +265,9 @@ def corpus(sound: Path, marker: Path):
         for (how, changed), _ in zip(damaged(content, np.random.default_rng(len(file))),
                                      range(count), strict=False):
             yield kind, f"{how}.{suffix}", changed
+    for file in sorted(sound.glob("[cw]*.safetensors")):
+        for how, changed in with_nan(file.read_bytes()):
+            yield file.stem, f"{how}.safetensors", changed
     for kind, count in (("classifier", 20), ("captioner", 10), ("clip", 5)):
         tensors, metadata = read_tensors(sound / f"{kind}.safetensors")
         for (how, changed), _ in zip(lied_about(tensors, metadata, scratch,

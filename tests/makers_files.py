@@ -23,3 +23,13 @@ def coco(captions: dict[str, list[str]]) -> dict:
     return {"info": "", "licenses": "", "images": [
         {"file_name": name, "id": image} for image, name in enumerate(captions)],
         "annotations": [{**row, "id": number} for number, row in enumerate(annotations)]}
+
+
+def in_cache(cache, name, *files):
+    """``files`` as the hub's cache holds a repository's."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    for file in files:
+        (folder / "snapshots" / "0").mkdir(parents=True, exist_ok=True)
+        (folder / "snapshots" / "0" / file.name).write_bytes(file.read_bytes())
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / "main").write_text("0")

@@ -204,9 +204,9 @@ def test_entropy_and_distance_of_known_maps():
     peaked[0, 1, 2] = 3.0
     torch.testing.assert_close(A.entropy(torch.cat([even, peaked])), torch.tensor([4.0, 0.0]),
                                atol=1e-4, rtol=0)
-    rows, cols, patch, prefix = 2, 3, (16, 16), 1
+    rows, cols, prefix = 2, 3, 1
     weights = torch.rand(2, 2, 7, 7).softmax(-1)
-    ours = A.mean_attention_distance(weights, (rows, cols), patch, prefix)
+    ours = A.mean_attention_distance(weights, (rows, cols), image_size=(32, 48), prefix=prefix)
     for image in range(2):
         for head in range(2):
             total = 0.0

@@ -40,7 +40,11 @@ def test_each_file_opens_right_or_is_refused(tmp_path):
         assert not row.get("wrong_bytes"), row
     opened = {row["file"].split("_", 1)[1] for row in rows if row["outcome"] == "opened"}
     assert {"weights_longer.pth", "gpt2_flipped.pth", "classifier_zeroed.safetensors"} <= opened
-    assert not any("_harm" in name or "_argument" in name or "_cut" in name for name in opened)
+    refused = {row["file"].split("_", 1)[1] for row in rows if row["outcome"] == "refused"}
+    assert {f"{kind}_nan.safetensors" for kind in ("classifier", "captioner", "clip", "weights")
+            } <= refused
+    assert not any(word in name for name in opened
+                   for word in ("_harm", "_argument", "_cut", "_nan"))
     assert rows[-1]["memory"] < 2000  # MiB, of which importing torch takes most
 
 

@@ -13,9 +13,10 @@ import pytest
 import timm
 import torch
 from conftest import CLASSES, TINY, error_lines, run_script
+from makers_clip import write_hub_clip
+from makers_files import in_cache
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_clip import write_hub_clip
 from torch import nn
 
 from data.transform import Transform
@@ -171,6 +172,50 @@ def test_photos_and_names_are_those_of_the_processor_and_the_config(tmp_path, ca
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(cropped))
     preprocessing = open_vit(tmp_path).preprocessing
     assert preprocessing["resize"] == "crop" and preprocessing["crop_pct"] == 0.8
+
+
+def test_a_vit_with_deits_processor_in_the_old_form(tmp_path, capsys):
+    transformers_vit(SIZES[0]).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({
+        "feature_extractor_type": "DeiTFeatureExtractor", "size": 36, "crop_size": 32,
+        "do_resize": True, "do_center_crop": True, "do_normalize": True, "resample": 3,
+        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}))
+    classifier = open_vit(tmp_path)
+    assert classifier.preprocessing == {
+        "size": (32, 32), "resize": "squash-crop", "crop_pct": 32 / 36, "floor_crop": True,
+        "interpolation": "bicubic", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    save_classifier(tmp_path / "ours.safetensors", classifier)
+    again = load_classifier(tmp_path / "ours.safetensors").transform
+    assert again == classifier.transform and again.box(90, 180) == (5, 10, 85, 170)
+    (tmp_path / "processor_config.json").write_text('{"image_processor": {"size": 48}}')
+    assert open_vit(tmp_path).preprocessing["resize"] == "squash"
+    assert "photos are made 32 × 32, which the model takes, not 48 × 48" in capsys.readouterr().err
+    built = build_classifier(str(tmp_path), CLASSES)
+    assert built.preprocessing["size"] == (32, 32)
+
+
+def test_photos_are_squashed_where_timm_squashes_them(tmp_path):
+    from timm.data import create_transform, resolve_model_data_config
+    from timm.models import save_for_hf
+
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 50, 3), np.uint8))
+    for crop_pct, resize in ((1.0, "squash"), (0.9, "squash-crop")):
+        cfg = {"crop_mode": "squash", "crop_pct": crop_pct, "input_size": (3, 48, 48)}
+        theirs = timm.create_model(TINY, num_classes=2, img_size=48, depth=1,
+                                   pretrained_cfg_overlay=cfg)
+        names = {"cat": "a small cat", "dog": "a large dog"}
+        save_for_hf(theirs, tmp_path, safe_serialization=True, model_args={
+            "depth": 1, "img_size": 48}, model_config={
+            "label_names": list(names), "label_descriptions": names, "global_pool": "token"})
+        classifier = open_vit(tmp_path)
+        assert classifier.preprocessing["resize"] == resize
+        assert classifier.name_of("1") == "a large dog"
+        expected = create_transform(**resolve_model_data_config(theirs))(photo)
+        ours = classifier.transform.normalize(
+            torch.from_numpy(classifier.transform(photo).copy())[None])[0]
+        assert (ours - expected).abs().max() < 2.01 / 255 / 0.5
+    known = build_classifier("vit_base_patch16_siglip_256", CLASSES, resize="crop")
+    assert known.preprocessing["resize"] == "crop"  # as the option says
 
 
 def test_training_starts_from_any_file(tmp_path, monkeypatch):
@@ -377,6 +422,69 @@ def test_a_clip_that_does_not_fit(tmp_path, vocabulary, change, message):
     assert "ViT.pt" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def write_open_clip(folder, model_cfg, preprocess_cfg=None):
+    described = {"model_cfg": {"embed_dim": 24, "vision_cfg": {}, "text_cfg": {}} | model_cfg,
+                 "preprocess_cfg": preprocess_cfg or {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+
+
+def test_a_clip_of_open_clip_is_what_its_config_says(tmp_path, vocabulary, capsys):
+    theirs, file = write_openai(tmp_path, vocabulary, (32, 8, 128, 128))
+    pixels, texts = torch.randn(3, 3, 32, 32), ["a dog", "a photo of a dog", ""]
+    plain = open_clip(file)
+    assert ("ViT.pt has no open_clip_config.json beside it: quick GELU, and photos prepared as for "
+            "OpenAI's CLIP, are assumed") in capsys.readouterr().err
+    rows = plain.token_rows(texts)
+    tokens = torch.tensor([row + [0] * (20 - len(row)) for row in rows])
+
+    def compare(clip):
+        with torch.no_grad():
+            expected = theirs(pixels, tokens)
+        ours = clip.logit_scale * clip.encode_image(pixels) @ clip.encode_text(texts).T
+        torch.testing.assert_close(ours, expected, **CLOSE)
+
+    compare(plain)
+    write_open_clip(tmp_path, {"quick_gelu": True, "text_cfg": {"heads": 2}})
+    compare(open_clip(file))
+    for block in (*theirs.transformer.resblocks, *theirs.visual.transformer.resblocks):
+        block.mlp.gelu, block.attn.num_heads, block.attn.head_dim = nn.GELU(), 4, 32
+    write_open_clip(tmp_path, {"vision_cfg": {"head_width": 32, "layers": 3, "pool_type": "tok"},
+                               "text_cfg": {"heads": 4, "pool_type": "argmax"}},
+                    {"mean": [0.5] * 3, "std": [0.25] * 3, "resize_mode": "squash", "size": 32,
+                     "interpolation": "bilinear"})
+    file.rename(tmp_path / "open_clip_pytorch_model.bin")
+    clip = open_clip(tmp_path)  # the folder
+    compare(clip)
+    assert clip.preprocessing == {
+        "size": (32, 32), "resize": "squash", "crop_pct": 1.0, "interpolation": "bilinear",
+        "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    assert not capsys.readouterr().err
+    write_open_clip(tmp_path, {})  # open_clip's own default
+    for block in theirs.transformer.resblocks:
+        block.attn.num_heads, block.attn.head_dim = 8, 16
+    for block in theirs.visual.transformer.resblocks:
+        block.attn.num_heads, block.attn.head_dim = 2, 64
+    compare(open_clip(tmp_path))
+
+
+@pytest.mark.parametrize("model_cfg, preprocess_cfg, message", [
+    ({"vision_cfg": {"pool_type": "avg"}}, {}, "asks for pool_type avg"),
+    ({"text_cfg": {"no_causal_mask": True}}, {}, "asks for no_causal_mask True"),
+    ({"vision_cfg": {"norm_kwargs": {"eps": 1e-6}}}, {}, "asks for norm_kwargs"),
+    ({"multimodal_cfg": {"layers": 3}}, {}, "asks for multimodal_cfg"),
+    ({"text_cfg": None}, {}, "no CLIP of OpenAI's"),
+    ({}, {"resize_mode": "longest"}, "resize_mode longest"),
+    ({}, {"mean": [0.5]}, "no CLIP of OpenAI's"),
+])
+def test_a_clip_that_computes_something_else_is_refused(
+        tmp_path, vocabulary, model_cfg, preprocess_cfg, message):
+    file = write_openai(tmp_path, vocabulary)[1]
+    write_open_clip(tmp_path, model_cfg, preprocess_cfg)
+    with pytest.raises(UserError, match=message) as caught:
+        open_clip(file)
+    assert "ViT.pt" in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 def test_a_clip_without_its_vocabulary_or_with_code_in_it(tmp_path, vocabulary, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -411,17 +519,66 @@ def test_gpt2_files(tmp_path, width, layers):
         torch.testing.assert_close(ours(ids)[0], theirs(ids).logits, **CLOSE)
 
 
+def tiny_gpt2(folder, **config):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    theirs = shuffled(GPT2LMHeadModel(GPT2Config(**{
+        "vocab_size": 50, "n_positions": 16, "n_embd": 64, "n_layer": 2, "n_head": 1} | config)))
+    theirs.save_pretrained(folder)
+    return theirs, folder / "model.safetensors"
+
+
+def opened_gpt2(file):
+    tensors = from_gpt2(read_tensors(file)[0], file)
+    model = GPT2(gpt2_config(tensors, file)).eval()
+    load_strict(model, tensors, file)
+    return model
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_gpt2s_heads_are_those_of_its_config(tmp_path, heads, capsys):
+    theirs, file = tiny_gpt2(tmp_path, n_head=heads, activation_function="gelu_pytorch_tanh")
+    ids = torch.randint(50, (2, 9))
+    torch.testing.assert_close(opened_gpt2(file)(ids)[0], theirs(ids).logits, **CLOSE)
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "num_attention_heads": 3}')
+    assert opened_gpt2(file).config.heads == 1
+    assert "config.json beside" in (said := capsys.readouterr().err) and "64 wide" in said
+    (tmp_path / "config.json").unlink()
+    assert opened_gpt2(file).config.heads == 1
+
+
+def test_an_output_layer_of_its_own_is_not_dropped(tmp_path):
+    theirs, file = tiny_gpt2(tmp_path / "tied")
+    repeated = theirs.state_dict()  # with lm_head.weight, which repeats the embedding
+    torch.save(repeated, tmp_path / "tied" / "repeated.bin")
+    ids = torch.randint(50, (2, 9))
+    ours = opened_gpt2(tmp_path / "tied" / "repeated.bin")
+    torch.testing.assert_close(ours(ids)[0], theirs(ids).logits, **CLOSE)
+    for options in ({}, {"n_head": 2}):
+        _, file = tiny_gpt2(tmp_path / "own", tie_word_embeddings=False, **options)
+        with pytest.raises(UserError, match="own/model.safetensors has an output layer .lm_head"):
+            opened_gpt2(file)
+
+
+@pytest.mark.parametrize("config, message", [
+    ({"n_layer": 3}, "do not belong together"), ({"n_positions": 1024}, "do not belong together"),
+    ({"n_embd": 768}, "do not belong together"), ({"vocab_size": 50257}, "do not belong together"),
+    ({"n_head": 3}, "3 heads do not divide"), ({"n_head": "4"}, "cannot have the sizes"),
+    ({"activation_function": "relu"}, "asks for activation_function relu"),
+    ({"layer_norm_epsilon": 1e-3}, "asks for layer_norm_epsilon 0.001"),
+    ({"scale_attn_weights": False}, "asks for scale_attn_weights False"),
+    ({"scale_attn_by_inverse_layer_idx": True}, "asks for scale_attn_by_inverse_layer_idx True"),
+])
+def test_a_gpt2_config_of_another_model_is_refused(tmp_path, config, message):
+    file = tiny_gpt2(tmp_path)[1]
+    described = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(described | config))
+    with pytest.raises(UserError, match=message) as caught:
+        opened_gpt2(file)
+    assert "\n" not in str(caught.value)
+
+
 # --- the hub ------------------------------------------------------------------------------------
-
-
-def in_cache(cache, name, *files):
-    """``files`` as the hub's cache holds a repository's."""
-    folder = cache / f"models--{name.replace('/', '--')}"
-    for file in files:
-        (folder / "snapshots" / "0").mkdir(parents=True, exist_ok=True)
-        (folder / "snapshots" / "0" / file.name).write_bytes(file.read_bytes())
-    (folder / "refs").mkdir(exist_ok=True)
-    (folder / "refs" / "main").write_text("0")
 
 
 def test_names_on_the_hub(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from pytorch_optimizer import SAM
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from models.checkpoint import digest
+from models.checkpoint import check_weights, digest
 from training.recipe import Recipe, check_same, deciding_options
 
 
@@ -295,6 +295,8 @@ def _starting_state(out: Path, settings: dict, resume: bool) -> dict:
     except Exception as error:  # a damaged file fails in many ways inside torch's reader
         raise UserError(f"cannot resume from {path}: {one_line(error)}") from None
     check_same(before, settings, out)
+    for part in ("model", "ema"):
+        check_weights(state.get(part, {}), path)
     warn(f"resuming {out} after epoch {len(state['history'])}")
     return state
 
