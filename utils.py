@@ -181,7 +181,11 @@ class Compute:
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, batch_sizes: dict[str, int]) -> Compute:
-        """What the run options say; ``batch_sizes`` has the default batch size of each device."""
+        """What the run options say; ``batch_sizes`` has the default batch size of each device.
+        Seeds torch, so that a model with random weights is the same in every run."""
+        import torch
+
+        torch.manual_seed(args.seed)
         device = resolve_device(args.device)
         return cls(device, resolve_precision(args.precision, device),
                    args.batch_size or batch_sizes[device])

@@ -23,13 +23,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.attention import mean_attention_distance, patch_grid
-from models.captioner import build_captioner, gpt2_base, load_captioner, save_captioner, see
+from models.captioner_files import load_captioner, save_captioner
 from models.checkpoint import check_output, check_weights, read_tensors, save_checkpoint
 from models.clip import build_clip, open_clip, save_clip
 from models.gpt2 import GPT2, GPT2Config
 from models.hub import hub_name, local_file
 from models.tokenizer import train_bpe
 from models.vit import build_classifier, build_vit, load_classifier, open_vit
+from models.vit_gpt2 import add_cross_attention, build_captioner, gpt2_base
 
 PIXELS = torch.linspace(-1, 1, 2 * 3 * 160 * 160).view(2, 3, 160, 160)
 
@@ -279,7 +280,7 @@ def write_text_models(folder) -> None:
     tokenizer = train_bpe(["a dog runs", "two men talking"], 300)
     config = GPT2Config(tokenizer.vocab_size, 8, 16, 1, 2, cross_width=None)
     base = build_captioner(TINY, config, tokenizer)
-    save_captioner(folder / "captioner.safetensors", see(base))
+    save_captioner(folder / "captioner.safetensors", add_cross_attention(base))
     save_clip(folder / "clip.safetensors",
               build_clip(TINY, config, tokenizer, width=12, img_size=32))
     decoder = {key: tensor.t().contiguous() if key.startswith("h.") and tensor.ndim == 2

@@ -60,10 +60,19 @@ def functions_from(start) -> Iterator[tuple[object, ast.AST]]:
                 queue.append(value)
 
 
+def names_in(table: dict) -> set[str]:
+    """The keys of a dict and of the dicts in it."""
+    inner = [names_in(value) for value in table.values() if isinstance(value, dict)]
+    return {str(key) for key in table}.union(*inner)
+
+
 def options_read(start) -> set[str]:
     read = set()
     for found, tree in functions_from(start):
+        constants = vars(inspect.getmodule(found))
         for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(constants.get(node.id), dict):
+                read |= names_in(constants[node.id])  # keys that getattr goes through
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 read |= {node.attr} if node.value.id in ARGUMENTS else set()
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
