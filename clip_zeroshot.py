@@ -36,16 +36,12 @@ from pathlib import Path
 from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
-    Compute,
     UserError,
-    check_writable,
-    markdown_table,
     positive_int,
     print_some,
     printable,
     run,
     warn,
-    write_csv,
     write_json,
     write_text,
 )
@@ -54,7 +50,9 @@ import numpy as np
 
 from ckpt import registry
 from data.captions import captioned_images
-from data.labels import class_indices, read_classes, read_labels
+from data.compute import Compute
+from data.files import check_outputs, markdown_table, write_csv
+from data.labels import class_indices, labels_in_names, read_classes, read_labels
 from data.photos import image_paths, list_images, load_image, report_unreadable
 from figures import charts
 from inference.clip import image_features, kept_image_features, open_clip, text_features
@@ -78,7 +76,9 @@ MOST_PANELS = 24
 
 def predict(args):
     paths = list_images(args.images, args.limit)
-    check_writable(args.output)
+    check_outputs({"--output": args.output, "--embeddings": args.embeddings},
+                  {"--images": paths, "--labels": args.labels, "--model": args.model,
+                   "--template": args.template})
     classes, templates = read_classes(args.labels), unique(read_templates(args.template))
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
@@ -98,9 +98,12 @@ def predict(args):
 def evaluate(args):
     paths = list_images(args.images, args.limit)
     classes, groups = read_classes(args.labels), read_templates(args.template)
-    targets = class_indices(read_labels(paths, args.truth), list(classes),
+    check_recording(args)
+    check_outputs({"--output": args.output, "--table": args.table, "--embeddings": args.embeddings},
+                  {"--images": paths, "--labels": args.labels, "--truth": args.truth,
+                   "--model": args.model, "--template": args.template})
+    targets = class_indices(read_labels(paths, args.truth, classes), classes,
                             args.truth or args.images, args.labels, "correct it, or add it there")
-    check_results(args, args.output, args.table)
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
     readable, images, unreadable = kept_image_features(clip, paths, compute, args.embeddings)
@@ -126,7 +129,11 @@ def top5(args):
         paths = sorted(random.Random(args.seed).sample(paths, min(args.sample, len(paths))))
     if len(paths) > MOST_PANELS:
         raise UserError(f"{len(paths)} images are too many for one figure; --sample N draws some")
-    check_writable(args.output)
+    if len({path.name for path in paths}) < len(paths):
+        raise UserError("two of the images have one name, by which the result names them; "
+                        "rename one")
+    check_outputs({"--output": args.output}, {"--images": paths, "--labels": args.labels,
+                                              "--model": args.model, "--template": args.template})
     classes, templates = read_classes(args.labels), unique(read_templates(args.template))
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
@@ -134,7 +141,8 @@ def top5(args):
     report_unreadable(readable, unreadable)
     probabilities = ZeroShot(clip, classes, templates).probabilities(images)
     charts.top_classes(
-        [panel(path, row, classes) for path, row in zip(readable, probabilities, strict=True)],
+        [panel(path, row, classes, true) for path, row, true in zip(
+            readable, probabilities, labels_in_names(readable, classes), strict=True)],
         f"probability (%): softmax over {len(classes)} classes, logit scale {clip.logit_scale:.1f}",
         args.output)
     warn(f"wrote {args.output}")
@@ -148,7 +156,9 @@ def top5(args):
 
 def retrieve(args):
     photos = captioned_images(args.images, args.captions, args.limit)
-    check_results(args, args.output)
+    check_recording(args)
+    check_outputs({"--output": args.output, "--embeddings": args.embeddings},
+                  {"--images": list(photos), "--captions": args.captions, "--model": args.model})
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
     readable, images, unreadable = kept_image_features(
@@ -179,10 +189,8 @@ def train(args):
 # --- what the commands write --------------------------------------------------------------------
 
 
-def check_results(args, *paths):
-    """UserError, before any work, where a result could not be written."""
-    for path in filter(None, paths):
-        check_writable(path)
+def check_recording(args):
+    """UserError, before any work, where --record could not write."""
     if args.record:
         from models.checkpoint import check_recordable
 
@@ -208,11 +216,10 @@ def best_five(row):
     return np.argsort(-row, kind="stable")[:5]
 
 
-def panel(path, row, classes):
+def panel(path, row, classes, true):
     """A panel of ``charts.top_classes``: the photo, its title, and names, probabilities and
-    correctness of the five likeliest classes. The true class is known from the file's name."""
+    correctness of the five likeliest classes. ``true`` is the label in the file's name."""
     labels, best = list(classes), best_five(row)
-    true = path.name.partition("_")[0]
     title = printable(path.name)
     if true in classes:
         title += f"\ntrue: {printable(classes[true])}"

@@ -29,23 +29,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils import (
-    EXIT_SOME_UNREADABLE,
-    ArgumentParser,
-    Compute,
-    UserError,
-    autocast,
-    check_writable,
-    run,
-    warn,
-    write_json,
-)
+from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, run, warn, write_json
 
 import numpy as np
 
 from ckpt import registry
 from data.batches import normalized_batches
+from data.compute import Compute, autocast
+from data.files import check_outputs
 from data.photos import (
+    free_stem,
     image_paths,
     load_image,
     refuse_equal_stems,
@@ -133,9 +126,10 @@ def figure_files(folder, paths):
     """({path: its figure}, [the sheets of all of them])."""
     figures = {path: folder / f"{path.stem}.png" for path in paths}
     if len(paths) <= SHEET:
-        return figures, [folder / "sheet.png"]
+        return figures, [folder / f"{free_stem('sheet', paths)}.png"]
     count = -(-len(paths) // SHEET)
-    return figures, [folder / f"sheet_{number}.png" for number in range(1, count + 1)]
+    return figures, [folder / f"{free_stem('sheet', paths)}_{number}.png"
+                     for number in range(1, count + 1)]
 
 
 def draw_photo(classifier, path, grids, prediction, args, figure):
@@ -265,14 +259,14 @@ def check_options(args, parser):
                         "every class")
 
 
-def check_outputs(paths, args):
+def check_figures(paths, args):
     """UserError for figures that could not be written, or would overwrite a photo."""
     refuse_equal_stems(paths)
-    if args.npz:
-        check_writable(args.npz)
     figures, sheets = figure_files(Path(args.output), paths)
     refuse_to_replace(paths, [*figures.values(), *sheets])
-    check_writable(sheets[0])
+    check_outputs({"--output": [*figures.values(), *sheets], "--npz": args.npz},
+                  {"--images": paths, "--checkpoint": args.checkpoint, "--model": args.model,
+                   "--weights": args.weights})
 
 
 def main():
@@ -281,7 +275,7 @@ def main():
     check_options(args, parser)
     paths = image_paths(args.images, args.limit)
     if not args.faithfulness:
-        check_outputs(paths, args)
+        check_figures(paths, args)
     from models.vit import open_vit  # imports torch
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])

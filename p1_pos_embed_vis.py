@@ -22,11 +22,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils import ArgumentParser, UserError, check_writable, run, warn, write_json
+from utils import ArgumentParser, UserError, run, warn, write_json
 
 import numpy as np
 
 from ckpt import registry
+from data.files import check_outputs
 from figures import maps
 from inference.arrays import npz_writer
 
@@ -105,8 +106,8 @@ def main():
     sources = [*args.checkpoint, *args.model] or [str(registry.default("p1"))]
     if args.npz and len(sources) > 1:
         raise UserError("--npz keeps one model's similarity; give one --model or --checkpoint")
-    for path in filter(None, (args.output, args.npz)):
-        check_writable(path)
+    check_outputs({"--output": args.output, "--npz": args.npz},
+                  {"--checkpoint": sources, "--weights": args.weights})
     embeddings = read_embeddings(sources, args.pretrained, args.weights)
     similarities = {name: (cosine_similarity(embedding), grid)
                     for name, (embedding, grid) in embeddings.items()}

@@ -29,20 +29,19 @@ from pathlib import Path
 from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
-    Compute,
     UserError,
-    check_writable,
     print_some,
     printable,
     run,
     warn,
-    write_csv,
     write_json,
 )
 
 import numpy as np
 
 from ckpt import registry
+from data.compute import Compute
+from data.files import check_outputs, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
 from figures import charts
@@ -53,6 +52,7 @@ from training.sweep import sweep
 
 HERE = Path(__file__).resolve().parent
 RECORDED = ("accuracy", "accuracy_95", "correct", "total", "loss", "precision")
+FIGURES = ("confusion.png", "errors.png")
 ERRORS = 16  # photos in the figure of the most confident errors
 
 # --- predict ------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ ERRORS = 16  # photos in the figure of the most confident errors
 def predict(args):
     """The most probable label of each photo: a CSV, and the first lines on stdout."""
     paths = list_images(args.images, args.limit)
-    check_writable(args.output)
+    check_outputs({"--output": args.output}, {"--images": paths, "--checkpoint": args.checkpoint})
     from inference.classify import classify_with_all, load_classifiers  # these import torch
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
@@ -83,9 +83,9 @@ def predict(args):
 def evaluate(args):
     """Loss, accuracy and confusions on labelled photos: JSON, and figures where they are asked."""
     paths = list_images(args.images, args.limit)
-    labels = read_labels(paths, args.labels)
-    if args.output:
-        check_writable(args.output)
+    figures = [Path(args.figures) / name for name in FIGURES] if args.figures else None
+    check_outputs({"--output": args.output, "--figures": figures},
+                  {"--images": paths, "--labels": args.labels, "--checkpoint": args.checkpoint})
     if args.record and len(args.checkpoint) > 1:
         raise UserError("--record takes one checkpoint, not an ensemble; give one --checkpoint")
     from inference.classify import classify_with_all, load_classifiers  # these import torch
@@ -95,7 +95,9 @@ def evaluate(args):
         check_recordable(args.checkpoint[0])
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
     classifiers = load_classifiers(args.checkpoint)
-    indices = class_indices(labels, classifiers[0].classes, args.labels or args.images)
+    known = {label: classifiers[0].name_of(label) for label in classifiers[0].classes}
+    indices = class_indices(read_labels(paths, args.labels, known), known,
+                            args.labels or args.images)
     readable, probabilities, unreadable = classify_with_all(classifiers, paths, compute)
     index_of = dict(zip(paths, indices, strict=True))
     targets = np.array([index_of[path] for path in readable])
@@ -152,7 +154,7 @@ def train(args):
 
 def average(args):
     """One checkpoint with the mean of several checkpoints' weights."""
-    check_writable(args.output)
+    check_outputs({"--output": args.output}, {"--checkpoint": args.checkpoint})
     from models.vit import average_classifiers, save_classifier
 
     classifier = average_classifiers(args.checkpoint)

@@ -33,23 +33,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from utils import (
-    EXIT_SOME_UNREADABLE,
-    ArgumentParser,
-    Compute,
-    UserError,
-    check_writable,
-    printable,
-    run,
-    warn,
-    write_csv,
-    write_json,
-)
+from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, printable, run, warn, write_json
 
 import numpy as np
 
 from ckpt import registry
 from data.captions import of_images, read_captions, read_predictions
+from data.compute import Compute
+from data.files import check_writable, write_csv
 from data.photos import (
     image_paths,
     load_image,

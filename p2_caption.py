@@ -31,17 +31,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils import (
-    EXIT_SOME_UNREADABLE,
-    ArgumentParser,
-    Compute,
-    UserError,
-    check_writable,
-    fraction,
-    run,
-    warn,
-    write_json,
-)
+from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, fraction, run, warn, write_json
 
 from ckpt import registry
 from data.captions import (
@@ -52,6 +42,8 @@ from data.captions import (
     read_texts,
     write_predictions,
 )
+from data.compute import Compute
+from data.files import check_outputs, check_writable
 from data.photos import list_images, refuse_equal_stems, report_unreadable, spread
 from inference.options import (
     BATCH_SIZES,

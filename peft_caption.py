@@ -33,18 +33,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from utils import (
-    EXIT_SOME_UNREADABLE,
-    ArgumentParser,
-    Compute,
-    check_writable,
-    non_negative,
-    run,
-    write_json,
-)
+from utils import EXIT_SOME_UNREADABLE, ArgumentParser, non_negative, run, write_json
 
 from ckpt import registry
 from data.captions import captioned_images, write_predictions
+from data.compute import Compute
+from data.files import check_writable
 from data.photos import list_images, refuse_equal_stems, report_unreadable
 from inference.options import (
     BATCH_SIZES,

@@ -1,18 +1,20 @@
-"""What every script needs before torch is imported: one-line errors and exit statuses, command
-lines, device and precision, and files that are written whole or not at all."""
+"""What every module may use: one-line errors and exit statuses, streams, command lines, and files
+that are written whole or not at all. Needs nothing but Python itself to import."""
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
-import csv
 import io
 import json
 import os
+import re
+import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,8 +40,12 @@ def printable(name: object) -> str:
 
 
 def warn(message: str) -> None:
-    """Print one line on stderr."""
-    print(printable(one_line(message)), file=sys.stderr, flush=True)
+    """Print one line on stderr, above the progress bar where there is one."""
+    line = printable(one_line(message))
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
 
 def print_some(lines: Sequence[str], output: str | Path) -> None:
@@ -69,27 +75,73 @@ def _explain(error: BaseException) -> tuple[str, int]:
 def _explain_uncaught(kind, error, traceback) -> None:
     """sys.excepthook for what happens before ``run``: a missing package, Ctrl-C while importing."""
     if issubclass(kind, (ModuleNotFoundError, KeyboardInterrupt)) and not DEBUG:
-        warn(_explain(error)[0])
-    else:
-        sys.__excepthook__(kind, error, traceback)
+        line, status = _explain(error)
+        warn(line)
+        sys.exit(status)
+    sys.__excepthook__(kind, error, traceback)
 DEBUG = bool(os.environ.get("HW3_DEBUG"))  # show the traceback of an error that nobody foresaw
 sys.excepthook = _explain_uncaught
 
 
+def _stop_at_once(*_) -> NoReturn:
+    """Ctrl-C while a script starts: some packages' imports would swallow a KeyboardInterrupt."""
+    line, status = _explain(KeyboardInterrupt())
+    warn(line)
+    os._exit(status)
+if (os.path.dirname(os.path.realpath(sys.argv[0])) == os.path.dirname(os.path.realpath(__file__))
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+    signal.signal(signal.SIGINT, _stop_at_once)
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and exit: its status, or one line on stderr and the status that fits."""
+    _prepare_streams()
     try:
+        if signal.getsignal(signal.SIGINT) is _stop_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         status = main() or 0
         sys.stdout.flush()
     except BrokenPipeError:  # `script | head`: the reader has gone, which is no error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = EXIT_ERROR
     except (Exception, KeyboardInterrupt) as error:
         if DEBUG and not isinstance(error, UserError):
             raise
         line, status = _explain(error)
         warn(line)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again as it ends, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+class _Stderr(io.TextIOWrapper):
+    """A stderr that may be closed, full, or read by nobody: the work goes on."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def _prepare_streams() -> None:
+    """Let neither a closed stream nor a character that a stream cannot encode end the work."""
+    # Else the next file that is opened would be a closed stream's, and get what libraries print.
+    while (number := os.open(os.devnull, os.O_RDONLY)) <= 2:
+        pass
+    os.close(number)
+    if sys.stderr is sys.__stderr__:  # not where a test captures it
+        sys.stderr = _Stderr(open(2, "wb", closefd=False), sys.stderr and sys.stderr.encoding,
+                             "backslashreplace", line_buffering=True)
+    if sys.stdout is None:
+        sys.stdout = sys.stderr
+        warn("stdout is closed; what belongs there comes here")
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 # --- command lines ------------------------------------------------------------------------------
@@ -101,8 +153,8 @@ class _HelpFormatter(
     """Keeps a script's docstring as it is written and shows each option's default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # argparse adds a default only where there is help text, and would print "None" and "[]".
-        hidden = action.default is None or action.default is False or action.default == []
+        # argparse adds a default only where there is help text, and would print "None" and "False".
+        hidden = action.default is None or action.default is False
         return action.help if hidden else super()._get_help_string(action)
 
 
@@ -131,71 +183,12 @@ def _number(kind: type, allowed: Callable[[float], bool], rule: str) -> Callable
     return parse
 
 
-positive_int = _number(int, lambda value: value >= 1, "a whole number, 1 or more")
-natural = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
+positive_int = _number(int, lambda value: 1 <= value < 2**31, "a whole number from 1 to 2^31 - 1")
+natural = _number(int, lambda value: 0 <= value < 2**31, "a whole number from 0 to 2^31 - 1")
 fraction = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 non_negative = _number(float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
+power = _number(float, lambda value: 0 <= value <= 100, "a number from 0 to 100")
 share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
-
-
-# --- device, precision, seed --------------------------------------------------------------------
-
-
-def resolve_device(name: str) -> str:
-    """'auto', 'cpu' or 'cuda' -> 'cpu' or 'cuda'."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("--device cuda: no CUDA device is visible; use --device cpu")
-    return "cuda" if available and name != "cpu" else "cpu"
-
-
-def resolve_precision(name: str, device: str) -> str:
-    """'auto', 'fp32' or 'bf16' -> 'fp32' or 'bf16'."""
-    if name != "auto":
-        return name
-    if device == "cuda":
-        import torch
-
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if _cpu_has_bf16() else "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; emulated, it is slower than float32."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return bool(words & {"amx_bf16", "avx512_bf16", "bf16"})  # x86 AMX, x86 AVX-512, Arm
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how a model runs."""
-
-    device: str  # cpu or cuda
-    precision: str  # fp32 or bf16
-    batch_size: int  # images
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace, batch_sizes: dict[str, int]) -> Compute:
-        """What the run options say; ``batch_sizes`` has the default batch size of each device.
-        Seeds torch, so that a model with random weights is the same in every run."""
-        import torch
-
-        torch.manual_seed(args.seed)
-        device = resolve_device(args.device)
-        return cls(device, resolve_precision(args.precision, device),
-                   args.batch_size or batch_sizes[device])
-
-
-def autocast(device: str, precision: str):
-    """The context in which a model runs forward at ``precision``."""
-    import torch
-
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -203,74 +196,66 @@ def autocast(device: str, precision: str):
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it onto ``path`` when the block succeeds.
+    """Yield a temporary path; when the block succeeds, ``path`` gets what was written there.
 
-    Missing parent folders are made. A device or a pipe (``/dev/stdout``) is written directly.
+    Missing parent folders are made. A file is replaced by renaming; where that is impossible, at a
+    mount point or in a folder that is closed to us, it is overwritten. A device, a pipe or an open
+    descriptor (``/dev/stdout``) is written once, at the end.
     """
-    path = Path(path).resolve()  # through a symbolic link onto its target
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+    descriptor, target = open_descriptor(path), Path(os.path.realpath(path))
+    beside = descriptor is None and (target.is_file() or not target.exists())
+    if beside:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle, name = tempfile.mkstemp(target.suffix, ".tmp-", target.parent if beside else None)
+    except OSError:
+        if not target.exists():
+            raise
+        beside, (handle, name) = False, tempfile.mkstemp(target.suffix, ".tmp-")
     os.close(handle)
-    temporary = Path(name)
+    temporary, kept = Path(name), False
     try:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_writable(path: str | Path) -> None:
-    """Fail now rather than after the work, where ``path`` cannot be written."""
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give a file name")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
+        with contextlib.suppress(OSError):
+            if beside:
+                temporary.replace(target)
                 return
-        elif not os.access(path, os.W_OK):
-            raise PermissionError(None, "Permission denied")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another place") from None
+        sys.stdout.flush()  # what was printed before stays before
+        try:
+            with (open(temporary, "rb") as source,
+                  open(target if descriptor is None else os.dup(descriptor), "wb") as file):
+                shutil.copyfileobj(source, file)
+        except BrokenPipeError:  # nobody wants it any more
+            raise
+        except OSError as error:
+            kept = True
+            raise UserError(f"cannot write {path}: {error.strerror}; what belongs there is in "
+                            f"{temporary}") from None
+    finally:
+        if not kept:
+            temporary.unlink(missing_ok=True)
+
+
+def open_descriptor(path: str | Path) -> int | None:
+    """The descriptor that ``path`` is a name of, also by a link: 1 for ``/dev/stdout``, 63 for
+    what a shell makes of ``>(command)``. None for every other path."""
+    place = os.path.abspath(path)
+    for _ in range(40):  # as many links as Linux follows
+        if match := re.fullmatch(r"(?:/dev|/proc/self)/fd/(\d+)", place):
+            return int(match[1])
+        if not os.path.islink(place):
+            return None
+        place = os.path.abspath(os.path.join(os.path.dirname(place), os.readlink(place)))
+    return None
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` whole; file names in it that are not UTF-8 keep their bytes."""
     with whole_file(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
-
-
-def write_csv(path: str | Path, header: list[str], rows: list[list]) -> None:
-    """A CSV with a header line, and its path on stderr."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(path, text.getvalue())
-    warn(f"wrote {path}")
-
-
-def read_csv(path: str | Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a CSV that has ``columns`` in its header; UserError that names what is wrong."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    reader = csv.DictReader(io.StringIO(text))
-    if not set(columns) <= set(reader.fieldnames or ()):
-        raise UserError(f"{path} needs the header {','.join(columns)}")
-    return [{column: (row[column] or "").strip() for column in columns} for row in reader]
-
-
-def markdown_table(header: list[str], rows: list[list]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
 def write_json(result: object, output: str | Path | None = None) -> None:
@@ -296,18 +281,17 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
 def read_json(path: str | Path) -> object:
     """The parsed file; a UserError that names it where it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"),
-                          object_pairs_hook=_without_duplicates)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        return json.loads(read_text(path), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 text file, with or without a byte-order mark."""
+def read_text(path: str | Path, errors: str = "strict") -> str:
+    """A text file in UTF-8, or in UTF-16 where its byte-order mark says so; without that mark."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig").splitlines()
+        content = Path(path).read_bytes()
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if utf16 else "utf-8-sig", errors)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -147,8 +147,7 @@ def generate(options, captioner, paths):
 
 
 def ours(options, captioner, paths):
-    from utils import Compute
-
+    from data.compute import Compute
     from inference.caption import caption_images
     from inference.options import BATCH_SIZES
     from models.decoding import Search
@@ -221,9 +220,8 @@ def main():
     options = parser.parse_args()
     if options.side:
         return run_side(options)
-    from utils import resolve_precision
-
     from data.captions import read_captions
+    from data.compute import resolve_precision
     from metrics.captions import score_captions
 
     sides = ("loop", "ours-1-fp32", "ours-1-bf16") if options.model else SIDES

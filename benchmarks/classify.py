@@ -82,8 +82,8 @@ def usual(options, output):
 
 def ours(options, output):
     """Seconds of what ``p1_vit_classify.py predict`` does once its model is loaded."""
-    from utils import Compute, resolve_precision, write_csv
-
+    from data.compute import Compute, resolve_precision
+    from data.files import write_csv
     from data.photos import list_images
     from inference.classify import classify_with_all
     from inference.options import BATCH_SIZES
@@ -115,10 +115,10 @@ def decode_only(options, output):
 def model_only(options, output):
     """Seconds of the model alone for as many photos as there are files, its rate, and the rate of
     the machine's fastest matrix product."""
-    from utils import autocast, resolve_precision
-
     import torch
     from torch.utils.flop_counter import FlopCounterMode
+
+    from data.compute import autocast, resolve_precision
 
     classifier = build(options)
     precision = resolve_precision("auto", "cpu")

@@ -89,8 +89,8 @@ def pipeline(options, output):
 
 def ours(options, output):
     """The steps of ``clip_zeroshot.py predict``, timed from where the model is loaded."""
-    from utils import Compute, resolve_precision, write_csv
-
+    from data.compute import Compute, resolve_precision
+    from data.files import write_csv
     from data.labels import read_classes
     from data.photos import list_images
     from inference.clip import image_features, open_clip

@@ -8,9 +8,10 @@
 
 A file is fetched over https into ckpt/fetched/. A transfer that breaks off is tried again and goes
 on where it stopped, also in the next run. The file must have the size and SHA-256 of the list;
-where that has none, those that came first are written into ckpt/checkpoints.lock.json and held to
-(commit it, and everybody is). Models of the Hugging Face hub go into its own cache, where
-transformers and timm look. What is here and right is not fetched again.
+where that has none, those of the first file that came, if it is a checkpoint, are written into
+ckpt/checkpoints.lock.json, and later files are compared with them (commit it for everybody). Models
+of the Hugging Face hub go into its own cache, where transformers and timm look. What is here and
+matches the list is not fetched again.
 
 To publish a checkpoint of yours, put it where anyone can fetch it, then
 
@@ -33,34 +34,42 @@ from utils import EXIT_ERROR, EXIT_INTERRUPTED, ArgumentParser, UserError, one_l
 
 from ckpt import registry
 from ckpt.registry import Entry
-from ckpt.transfer import Unreachable, check_room, check_url, fetch, one_at_a_time, sha256_of
+from ckpt.transfer import (
+    Unreachable,
+    check_space,
+    check_url,
+    fetch,
+    one_at_a_time,
+    problem_with_content,
+    sha256_of,
+)
 
 # --- files --------------------------------------------------------------------------------------
 
 
 def fetch_file(entry: Entry, insecure: bool) -> str:
-    """Fetch the file of ``entry`` unless it is here and right; returns what was done."""
+    """Fetch the file of ``entry`` unless it is here and as listed; returns what was done."""
     path = entry.path
-    right, said = check_file(entry)
-    if right and registry.expected(entry)[1]:
+    matches, said = check_file(entry)
+    if matches and registry.expected(entry)[1]:
         return said
     with one_at_a_time(path.with_name(f".{path.name}.lock"), path.name):
-        right, said = check_file(entry)  # another process may have fetched it meanwhile
-        if not right:
-            if right is False:
+        matches, said = check_file(entry)  # another process may have fetched it meanwhile
+        if not matches:
+            if matches is False:
                 warn(f"{path} is not as listed; fetching it again")
-            fetch(entry.url, path, *registry.expected(entry), insecure)
+            fetch(entry.url, path, *registry.expected(entry), insecure, registry.source_of(entry))
             said = f"wrote {path}"
         if registry.expected(entry)[1] is None:
             sha256 = sha256_of(path)
             with one_at_a_time(registry.FOLDER / ".lock", "another file"):
                 registry.record(entry, path.stat().st_size, sha256)
-            said += f"; its SHA-256, {sha256}, is held to from now on"
+            said += f"; later files are compared with its SHA-256, {sha256}"
     return said
 
 
 def check_file(entry: Entry) -> tuple[bool | None, str]:
-    """(whether the file of ``entry`` is right, None where it is not here; what there is to say)"""
+    """(whether the file of ``entry`` is as listed, None where it is not here; what to say of it)"""
     path = entry.path
     if not path.exists():
         return None, "is not here"
@@ -71,16 +80,16 @@ def check_file(entry: Entry) -> tuple[bool | None, str]:
         return False, f"is not as listed ({problem}); {remedy}"
     if registry.expected(entry)[1] is None:
         return True, f"is here: {path} (no SHA-256 of it is known)"
-    return True, f"is right: {path}"
+    return True, f"matches the list: {path}"
 
 
 # --- models of the hub --------------------------------------------------------------------------
 
 
 def fetch_model(entry: Entry) -> str:
-    """Fetch the files of ``entry`` into the hub's cache unless they are there and right."""
-    right, said = check_model(entry)
-    if right:
+    """Fetch the files of ``entry`` into the hub's cache unless they are there and whole."""
+    whole, said = check_model(entry)
+    if whole:
         return said
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -92,9 +101,9 @@ def fetch_model(entry: Entry) -> str:
         names = [name for wanted in entry.files if (name := choose(wanted, sizes, entry))]
         cache, needed = Path(constants.HF_HUB_CACHE), sum(sizes[name] for name in names)
         cache.mkdir(parents=True, exist_ok=True)
-        check_room(cache, needed, entry.name)
+        check_space(cache, needed, entry.name)
         folder = snapshot_download(entry.hub, revision=entry.revision, allow_patterns=names,
-                                   force_download=right is False)
+                                   force_download=whole is False)
     except UserError:
         raise
     except HfHubHTTPError as error:
@@ -111,7 +120,7 @@ def choose(wanted: str, names: Container[str], entry: Entry) -> str | None:
     alternatives = wanted.split("|")
     found = next((name for name in alternatives if name in names), None)
     if found is None and "" not in alternatives:
-        raise UserError(f"{entry.hub} has no {' nor '.join(alternatives)}; mend \"files\" of "
+        raise UserError(f"{entry.hub} has no {' nor '.join(alternatives)}; correct \"files\" of "
                         f"{entry.name} in {registry.list_path()}")
     return found
 
@@ -139,13 +148,14 @@ def check_model(entry: Entry) -> tuple[bool | None, str]:
     files = cached_files(entry)
     if not files:
         return None, "is not here"
-    damaged = [path for path in files if not is_what_it_is_called(path)]
+    damaged = [path for path in files if not hash_matches_name(path)]
     if damaged:
-        return False, f"is damaged ({damaged[0]}); bash download_ckpt.sh {entry.name} mends it"
-    return True, f"is right: {files[0].parent}"
+        return False, (f"is damaged ({damaged[0]}); bash download_ckpt.sh {entry.name} fetches it "
+                       "again")
+    return True, f"is whole: {files[0].parent}"
 
 
-def is_what_it_is_called(path: Path) -> bool:
+def hash_matches_name(path: Path) -> bool:
     """Whether the file that ``path`` in the hub's cache links to has the hash that it is named by,
     SHA-256 where it is large and git's where it is small. True where there is no such link."""
     name = Path(os.readlink(path)).name if path.is_symlink() else ""
@@ -172,8 +182,8 @@ def download(args) -> int:
             elif entry.url:
                 said = fetch_file(entry, args.insecure)
             else:
-                right, said = check_file(entry)
-                if not right:
+                matches, said = check_file(entry)
+                if not matches:
                     raise UserError(said)
             warn(f"{name}: {said}")
         except Unreachable as error:
@@ -182,7 +192,7 @@ def download(args) -> int:
             warn(f"error: {name}: {error}")
             failed.append(name)
     if unreachable:
-        warn(f"error: could not be had: {', '.join(unreachable)} "
+        warn(f"error: not available now: {', '.join(unreachable)} "
              f"({next(iter(unreachable.values()))}); try again when there is a network. The "
              f"checkpoints that ship in {registry.FOLDER} still work")
     elif not args.names and not args.all:
@@ -191,15 +201,15 @@ def download(args) -> int:
 
 
 def check(args) -> int:
-    """Say of each entry whether it is right. An error is what is wrong, and what is not here though
-    it ships or was named."""
+    """Say of each entry whether it is as listed. It is an error where one is not, or where one that
+    ships or was named is not here."""
     entries, _ = registry.read_list()
     status = 0
     for name in args.names or entries:
         try:
             entry = registry.find(entries, name)
-            right, said = check_model(entry) if entry.hub else check_file(entry)
-            if right is False or right is None and (entry.shipped or args.names):
+            matches, said = check_model(entry) if entry.hub else check_file(entry)
+            if matches is False or matches is None and (entry.shipped or args.names):
                 status = EXIT_ERROR
         except (UserError, OSError) as error:
             said, status = f"error: {error}", EXIT_ERROR
@@ -233,6 +243,9 @@ def add(args) -> int:
     file, (entries, defaults) = Path(args.record), registry.read_list()
     if not file.is_file():
         raise UserError(f"{file} does not exist; --record takes a checkpoint file")
+    wrong = problem_with_content(file, file.suffix)
+    if wrong:
+        raise UserError(f"{file} {wrong}; --record takes a checkpoint file")
     name = args.name or file.stem
     before = entries.get(name, {})
     url = args.url or before.get("url")

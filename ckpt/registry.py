@@ -8,9 +8,10 @@ An entry of its "checkpoints" has a "name" and one of
                        and timm look: "files" of it ("a|b": the first that there is, "a|": if there
                        is one), at "revision"
 
-and "file", its name in its folder; "size" and "sha256", null where nobody has published them:
-those of the first file that came are then written into ckpt/checkpoints.lock.json, under its URL,
-and held to; "licence", and "use", what it is for. "defaults" names the entry of each entry point.
+and "file", its name in its folder; "size" and "sha256", null where nobody has published them: those
+of the first file that came are then written into ckpt/checkpoints.lock.json, under its URL, and
+later files are compared with them; "licence", and "use", what it is for. "defaults" names the entry
+of each entry point.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 from utils import UserError, read_json, write_text
 
-from ckpt.transfer import sha256_of
+from ckpt.transfer import problem_with_content, sha256_of
 
 FOLDER = Path(__file__).resolve().parent
 BASE = FOLDER / "captioner_base.safetensors"  # what PEFT captioners of this project stand on
@@ -172,7 +173,7 @@ def read_recorded() -> dict[str, dict]:
 
 
 def record(entry: Entry, size: int, sha256: str) -> None:
-    """Hold what ``entry``'s URL gives to this from now on."""
+    """Compare what ``entry``'s URL gives with this from now on."""
     recorded = read_recorded() | {entry.url: {"size": size, "sha256": sha256}}
     write_text(lock_path(), json.dumps(recorded, indent=2, sort_keys=True) + "\n")
 
@@ -185,12 +186,23 @@ def expected(entry: Entry) -> tuple[int | None, str | None]:
     return entry.size, entry.sha256
 
 
+def source_of(entry: Entry) -> str:
+    """Where ``expected`` has it from, and what to do where that is wrong."""
+    if entry.sha256 is None and entry.url in read_recorded():
+        return (f"{lock_path()} (written when the first file came; if the file was replaced on "
+                f"purpose, take the entry {entry.url} out of it)")
+    return "the list"
+
+
 def problem_with(entry: Entry) -> str | None:
     """What is wrong with ``entry``'s file, which is there; None: nothing that can be known."""
     size, sha256 = expected(entry)
     found = entry.path.stat().st_size
     if size not in (None, found):
-        return f"it has {found} bytes instead of {size}"
-    if sha256 not in (None, actual := sha256_of(entry.path)):
-        return f"its SHA-256 is {actual} instead of {sha256}"
+        return f"it has {found} bytes, {source_of(entry)} says {size}"
+    if sha256 is None:
+        wrong = problem_with_content(entry.path, entry.path.suffix)
+        return wrong and f"it {wrong}"
+    if sha256 != (actual := sha256_of(entry.path)):
+        return f"its SHA-256 is {actual}, {source_of(entry)} says {sha256}"
     return None

@@ -6,6 +6,7 @@ validator, so that a transfer that broke off goes on, in this run or the next.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import hashlib
@@ -35,37 +36,69 @@ class Unreachable(UserError):
 
 
 class _BrokenOff(Exception):
-    """What another try may mend."""
+    """A retry may help."""
 
 
 class _Stale(_BrokenOff):
-    """The same, but from the beginning: what is here belongs to another file."""
+    """A retry from the beginning may help: what is here belongs to another file."""
 
 
 def fetch(
     url: str, path: Path, size: int | None = None, sha256: str | None = None,
-    insecure: bool = False,
+    insecure: bool = False, source: str = "the list",
 ) -> tuple[int, str]:
     """Fetch ``url`` to ``path``; returns its size and SHA-256, which are those given, if any.
 
-    Raises Unreachable, or UserError for what another try would not mend; ``path`` is then as it
-    was before, and what came of the right file is kept for the next call.
+    ``source`` says where the given ones come from. A file without a given SHA-256 must begin as a
+    file of its kind does. Raises Unreachable, or UserError for what a retry cannot fix; ``path`` is
+    then as it was before, and what came of the right file is kept for the next call.
     """
     check_url(url, insecure)
     part, note = (path.with_name(path.name + end) for end in (".part", ".part.json"))
     path.parent.mkdir(parents=True, exist_ok=True)
     for last in (False, True):
-        resumed = _receive(url, part, note, size, sha256, insecure)
+        resumed = _receive(url, part, note, size, sha256, insecure, source)
         found = part.stat().st_size, sha256_of(part)
-        if size in (None, found[0]) and sha256 in (None, found[1]):
+        wrong = problem_with_content(part, path.suffix)
+        if size in (None, found[0]) and (found[1] == sha256 or sha256 is None and not wrong):
             part.replace(path)
             note.unlink(missing_ok=True)
             return found
         _discard(part, note)
         if last or not resumed:  # else its beginning may have been of another file: once more
             break
-    raise UserError(f"what {url} gives is not what the list says: SHA-256 {found[1]} instead of "
+    if wrong:
+        raise UserError(f"what {url} gives {wrong}; it was not kept. Open the address in a browser "
+                        "to see what it is")
+    raise UserError(f"what {url} gives is not what {source} says: SHA-256 {found[1]} instead of "
                     f"{sha256}, {found[0]} bytes; it was not kept")
+
+
+def problem_with_content(path: Path, suffix: str) -> str | None:
+    """Why a file cannot be a checkpoint, or another file, with the extension ``suffix``, by the way
+    it begins, such as "is a web page"; None where it can be."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if not head:
+        return "is an empty file"
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<body", b"<script", b"<?xml")):
+        return "is a web page"
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git-LFS pointer, not the file itself"
+    if suffix == ".json":
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            return "is not JSON"
+    header = int.from_bytes(head[:8], "little")
+    safetensors = head[8:9] == b"{" and header <= path.stat().st_size - 8
+    pickled = head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    archive = head.startswith(b"PK\3\4") or head[257:262] == b"ustar"
+    if suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") and not (
+            safetensors or suffix != ".safetensors" and (pickled or archive)):
+        return "is not a checkpoint"
+    return None
 
 
 @contextlib.contextmanager
@@ -107,12 +140,12 @@ def check_url(url: str, insecure: bool) -> None:
         raise UserError(f"{url} is not https and was not fetched{hint}")
 
 
-def check_room(folder: Path, needed: int, what: str) -> None:
-    """UserError where ``folder``'s disk has no room for ``needed`` bytes more."""
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """UserError where ``folder``'s disk has no space for ``needed`` bytes more."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(f"{what} needs {needed / 1e6:,.1f} MB in {folder}, where "
-                        f"{free / 1e6:,.1f} MB are free; make room")
+                        f"{free / 1e6:,.1f} MB are free; free some space")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -127,7 +160,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _receive(
-    url: str, part: Path, note: Path, size: int | None, sha256: str | None, insecure: bool
+    url: str, part: Path, note: Path, size: int | None, sha256: str | None, insecure: bool,
+    source: str,
 ) -> bool:
     """Bring ``part`` to its full length. Returns whether it began with what an earlier request
     gave."""
@@ -143,7 +177,7 @@ def _receive(
             return True
         try:
             with _open(opener, url, have, validator) as response:
-                return _read(response, url, part, note, have, size)
+                return _read(response, url, part, note, have, size, source)
         except _BrokenOff as error:
             if isinstance(error, _Stale):
                 _discard(part, note)
@@ -185,7 +219,9 @@ def _open(opener, url: str, have: int, validator: str | None):
         raise _BrokenOff(error) from None
 
 
-def _read(response, url: str, part: Path, note: Path, have: int, size: int | None) -> bool:
+def _read(
+    response, url: str, part: Path, note: Path, have: int, size: int | None, source: str
+) -> bool:
     """Append what the server sends to ``part``, or begin it anew where it sends all."""
     length = response.headers.get("Content-Length")
     total = int(length) if length and length.isdecimal() else None
@@ -199,9 +235,9 @@ def _read(response, url: str, part: Path, note: Path, have: int, size: int | Non
     else:
         raise UserError(f"{url}: the server answers {response.status} {response.reason}")
     if size is not None and total not in (None, size):
-        raise UserError(f"{url} has {total} bytes, the list says {size}; it was not fetched")
+        raise UserError(f"{url} has {total} bytes, {source} says {size}; it was not fetched")
     total = size if total is None else total
-    check_room(part.parent, (total or 0) - have, part.stem)
+    check_space(part.parent, (total or 0) - have, part.stem)
     etag = response.headers.get("ETag", "")
     validator = (etag if etag.startswith('"') else "") or response.headers.get("Last-Modified", "")
     note.write_text(json.dumps({"url": url, "validator": validator}))

@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from utils import Compute, progress
+from utils import progress
 
 import numpy as np
 from PIL import Image
 
+from data.compute import Compute
 from data.photos import load_image
 from data.transform import Transform
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import UserError, print_some, printable, read_json, read_lines, write_json
+from utils import UserError, print_some, printable, read_json, write_json
 
+from data.files import read_lines
 from data.photos import IMAGE_EXTENSIONS, spread
 
 # --- references ---------------------------------------------------------------------------------

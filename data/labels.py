@@ -2,35 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils import UserError, one_line, read_csv, read_json
+from utils import UserError, one_line, read_json, warn
 
 import numpy as np
 
+from data.files import read_mapping
 from data.photos import list_images
 
+Classes = Mapping[str, str] | Sequence[str]  # labels, with their readable names where known
 
-def label_from_name(path: Path) -> str:
-    """``<label>_<anything>.<ext>`` -> label."""
-    label, separator, _ = path.name.partition("_")
-    if not separator or not label:
-        raise UserError(f"{path.name} carries no label: name files <label>_<anything>.<ext>, "
-                        "or give a CSV filename,label (see --help)")
-    return label
+# --- the label of each image --------------------------------------------------------------------
 
 
-def read_labels(paths: Sequence[Path], labels_csv: str | Path | None = None) -> list[str]:
-    """The label of each image: from its file name, or from a CSV ``filename,label``."""
+def read_labels(
+    paths: Sequence[Path], labels_csv: str | Path | None = None,
+    known_classes: Classes | None = None,
+) -> list[str]:
+    """The label of each image, from a CSV ``filename,label`` or else from its file name.
+
+    Where ``known_classes`` are given, an image may also have the readable name of one of them, or
+    its number written as 11.0. Where file names can be read in two ways, one line on stderr says
+    which was taken, and how many classes there are. Raises UserError where an image has no label,
+    or two.
+    """
     if labels_csv is None:
-        return [label_from_name(path) for path in paths]
-    table = {row["filename"]: row["label"] for row in read_csv(labels_csv, "filename", "label")}
+        labels, about = _split_names(paths, known_classes)
+        if "" in labels:
+            raise UserError(f"{paths[labels.index('')].name} carries no label: name files "
+                            "<label>_<anything>.<ext>, or give a CSV filename,label (see --help)")
+        if about:
+            warn(about)
+        return labels
+    table = read_mapping(labels_csv, "filename", "label")
     missing = [path.name for path in paths if not table.get(path.name)]
     if missing:
         raise UserError(f"{labels_csv} has no label for {len(missing)} of {len(paths)} images, "
                         f"the first is {missing[0]}")
-    return [table[path.name] for path in paths]
+    return _as_known([table[path.name] for path in paths], known_classes)
+
+
+def labels_in_names(paths: Sequence[Path], known_classes: Classes | None = None) -> list[str]:
+    """The labels that ``read_labels`` takes from file names, without a word about it; "" for an
+    image whose name carries none."""
+    return _split_names(paths, known_classes)[0]
+
+
+def _split_names(
+    paths: Sequence[Path], known_classes: Classes | None
+) -> tuple[list[str], str]:
+    """(labels, which part of the names they are; "" where both possible parts are the same).
+
+    Most names are ``<label>_<anything>``. Where most end in a number, ``american_bulldog_1``, the
+    label is what stands before it; but where most begin with a number, ``0_cat_2``, that is the
+    label. Known classes decide where one of both finds more of them.
+    """
+    stems = [path.stem for path in paths]
+    before_first = [stem[:max(stem.find("_"), 0)] for stem in stems]
+    before_last = [stem[:max(stem.rfind("_"), 0)] for stem in stems]
+    rules = {"first": _as_known(before_first, known_classes),
+             "last": _as_known(before_last, known_classes)}
+    end_in_number = sum(bool(re.search(r"_\d+$", stem)) for stem in stems)
+    begin_with_number = sum(bool(re.match(r"\d+_", stem)) for stem in stems)
+    rule = "last" if 2 * end_in_number > len(stems) >= 2 * begin_with_number else "first"
+    if known_classes:
+        known = set(known_classes)
+        found = {name: sum(label in known for label in labels) for name, labels in rules.items()}
+        rule = max((rule, "first", "last"), key=found.get)  # the first of equals
+    about = (f"the labels are what stands before the {rule} _ of each file name: "
+             f"{len(set(rules[rule]))} classes in {len(paths)} images")
+    return rules[rule], about if rules["first"] != rules["last"] else ""
+
+
+def _as_known(labels: Sequence[str], known_classes: Classes | None) -> list[str]:
+    """``labels`` as the known classes call them, and unknown ones as they are. Without known
+    classes: as they are, but where all are numbers, 11.0, as table programs write it, is 11."""
+    if not known_classes:
+        numbers = all(re.fullmatch(r"\d+(\.0+)?", label) for label in labels)
+        return [label.partition(".")[0] if numbers else label for label in labels]
+    named = [(_plain(name), label) for label, name in _with_names(known_classes).items() if name]
+    count = Counter(name for name, _ in named)
+    known = {name: label for name, label in named if count[name] == 1}  # else it tells nothing
+    known |= {f"{label}.0": label for label in known_classes}
+    known |= {label: label for label in known_classes}
+    return [known.get(label) or known.get(_plain(label), label) for label in labels]
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently: case, and underscores for spaces."""
+    return one_line(name.replace("_", " ")).casefold()
+
+
+def _with_names(classes: Classes) -> dict[str, str]:
+    """Label -> readable name, "" where it has none."""
+    return dict(classes) if isinstance(classes, Mapping) else dict.fromkeys(classes, "")
+
+
+# --- classes ------------------------------------------------------------------------------------
 
 
 def labelled_folders(
@@ -46,7 +119,7 @@ def labelled_folders(
     labels = read_labels(paths, labels_csv)
     if val:
         val_paths = list_images(val, limit)
-        return (paths, labels), (val_paths, read_labels(val_paths, labels_csv))
+        return (paths, labels), (val_paths, read_labels(val_paths, labels_csv, sort_labels(labels)))
     if not hold_out:
         return (paths, labels), ([], [])
     parts = hold_out_tenth(paths, labels)
@@ -99,16 +172,20 @@ def find_names(folder: str | Path, path: str | Path | None) -> dict[str, str]:
 
 
 def class_indices(
-    labels: Sequence[str], classes: Sequence[str], source: object, owner: object = "the model",
-    remedy: str = "another checkpoint is needed",
+    labels: Sequence[str], classes: Classes, source: object, owner: object = "the model",
+    remedy: str = "correct it, or use a checkpoint that was trained with this label",
 ) -> np.ndarray:
     """Labels, read from ``source`` -> indices (N,) into the ``classes`` of ``owner``; UserError
     with a ``remedy`` for a label that is none of them."""
-    index = {label: i for i, label in enumerate(classes)}
+    names = _with_names(classes)
+    index = {label: i for i, label in enumerate(names)}
     unknown = sort_labels([label for label in labels if label not in index])
     if unknown:
-        raise UserError(f"label {unknown[0]} in {source} is none of {owner}'s {len(classes)} "
-                        f"labels ({classes[0]} … {classes[-1]}); {remedy}")
+        first, *_, last = (f"{label} {name}".strip() for label, name in [*names.items()] * 2)
+        near = difflib.get_close_matches(unknown[0], [*names, *names.values()], 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"label {unknown[0]}{hint} in {source} is none of {owner}'s {len(index)} "
+                        f"labels ({first} … {last}); {remedy}")
     return np.array([index[label] for label in labels], dtype=np.int64)
 
 

@@ -21,6 +21,8 @@ from utils import UserError
 
 import numpy as np
 
+from data.files import read_lines
+
 
 @dataclass(frozen=True)
 class Noun:
@@ -37,36 +39,42 @@ class Noun:
 def read_nouns(folder: str | Path) -> dict[int, Noun]:
     """Offset -> noun, from WordNet's ``data.noun`` (format: wndb(5WN)); names are in lower case,
     with spaces for underscores."""
-    nouns = {}
-    for line in _lines(Path(folder) / "data.noun"):
+    nouns, path = {}, Path(folder) / "data.noun"
+    for line in _lines(path):
         head, _, gloss = line.partition("|")
         fields = head.split()
-        count = int(fields[3], 16)
-        names = tuple(_plain(name) for name in fields[4:4 + 2 * count:2])
-        pointers = fields[5 + 2 * count:]
-        hypernyms = tuple(int(pointers[at + 1]) for at in range(0, len(pointers), 4)
-                          if pointers[at] in ("@", "@i"))
-        nouns[int(fields[0])] = Noun(names, gloss.strip(), hypernyms)
+        try:
+            count = int(fields[3], 16)
+            names = tuple(_plain(name) for name in fields[4:4 + 2 * count:2])
+            pointers = fields[5 + 2 * count:]
+            hypernyms = tuple(int(pointers[at + 1]) for at in range(0, len(pointers), 4)
+                              if pointers[at] in ("@", "@i"))
+            nouns[int(fields[0])] = Noun(names, gloss.strip(), hypernyms)
+        except (ValueError, IndexError):
+            raise UserError(f"{path} is damaged, or not WordNet's: {line[:60]}") from None
     return nouns
 
 
 def read_frequencies(folder: str | Path) -> dict[tuple[str, int], int]:
     """(name, offset) -> how often tagged text uses the name for that noun, from ``index.sense``."""
-    frequencies = {}
-    for line in _lines(Path(folder) / "index.sense"):
-        key, offset, _, count = line.split()
-        name, _, sense = key.partition("%")
-        if sense.startswith("1:"):  # a noun
-            frequencies[name.replace("_", " "), int(offset)] = int(count)
+    frequencies, path = {}, Path(folder) / "index.sense"
+    for line in _lines(path):
+        try:
+            key, offset, _, count = line.split()
+            name, _, sense = key.partition("%")
+            if sense.startswith("1:"):  # a noun
+                frequencies[name.replace("_", " "), int(offset)] = int(count)
+        except ValueError:
+            raise UserError(f"{path} is damaged, or not WordNet's: {line[:60]}") from None
     return frequencies
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text("latin-1").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; --wordnet takes WordNet's folder "
-                        "with data.noun and index.sense") from None
+        lines = read_lines(path, "replace")
+    except UserError as error:
+        raise UserError(f"{error}; --wordnet takes WordNet's folder with data.noun and index.sense"
+                        ) from None
     return [line for line in lines if not line.startswith("  ")]  # the licence stands on top
 
 

@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from utils import Compute, UserError, autocast, whole_file
+from utils import UserError, whole_file
 
 import numpy as np
 import torch
 
 from data.batches import normalized_batches
+from data.compute import Compute, autocast
 from data.photos import refuse_unreadable
 from models.captioner import Captioner, Memory
 from models.captioner_files import open_checkpoint

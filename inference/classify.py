@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from utils import Compute, UserError, autocast
+from utils import UserError
 
 import numpy as np
 import torch
 
 from data.batches import normalized_batches
+from data.compute import Compute, autocast
 from data.photos import report_unreadable
 from models.checkpoint import check_output
 from models.vit import Classifier, open_vit

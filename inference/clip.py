@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import Compute, UserError, autocast, check_writable, warn
+from utils import UserError, warn
 
 import numpy as np
 
 from data.batches import normalized_batches
+from data.compute import Compute, autocast
+from data.files import check_writable, file_stamp
 from inference.arrays import npz_writer
 
 if TYPE_CHECKING:
@@ -65,10 +67,8 @@ def kept_image_features(
     if Path(file).suffix != ".npz":
         raise UserError(f"--embeddings {file}: the name must end in .npz")
     check_writable(file)
-    stats = [path.stat() for path in paths]
     about = {"model": clip.identity, "precision": compute.precision,
-             "files": [[path.name, stat.st_size, stat.st_mtime_ns]
-                       for path, stat in zip(paths, stats, strict=True)]}
+             "files": [[path.name, *file_stamp(path)] for path in paths]}
     by_name = {path.name: path for path in paths}
     kept = _read_npz(file)
     if kept is not None and not {"filenames", "features", "about"} <= set(kept):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from utils import natural, non_negative, positive_int
+from utils import natural, positive_int, power
 
 from ckpt import registry
 
@@ -42,7 +42,7 @@ def add_run_options(
                        help=f"{unit} in a batch" + " (default: by device)" * (batch_size is None))
     group.add_argument("--limit", type=positive_int, metavar="N",
                        help=f"use only N {unit}, spread over all of them")
-    group.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    group.add_argument("--seed", type=natural, default=0, help="seed of every random choice")
 
 
 def add_captioner_options(parser: argparse.ArgumentParser, checkpoint: object) -> None:
@@ -68,7 +68,7 @@ def add_search_options(
     group = parser.add_argument_group("search")
     group.add_argument("--beam", type=positive_int, default=beams, metavar="N",
                        help="beams; 1 is greedy")
-    group.add_argument("--length-penalty", type=non_negative, default=length_penalty,
+    group.add_argument("--length-penalty", type=power, default=length_penalty,
                        metavar="POWER",
                        help="a finished caption's log-probability is divided by its length to this "
                             "power; the higher, the longer captions get")

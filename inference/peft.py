@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils import UserError, markdown_table
+from utils import UserError
 
 import torch
 
 from ckpt import registry
+from data.files import markdown_table
 from models.captioner import Captioner
 from models.captioner_files import load_captioner
 from models.checkpoint import load_checkpoint

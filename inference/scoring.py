@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import Compute, UserError, write_csv
+from utils import UserError
 
 import numpy as np
 
 from ckpt import registry
+from data.compute import Compute
+from data.files import write_csv
 from data.photos import report_unreadable
 from inference.options import BATCH_SIZES
 from metrics.captions import NAMES, score_captions

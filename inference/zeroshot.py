@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError, read_lines
+from utils import UserError
 
 import numpy as np
 
+from data.files import read_lines
 from inference.clip import text_features
 from metrics import accuracy
 

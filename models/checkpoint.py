@@ -18,12 +18,13 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import UserError, check_writable, one_line, whole_file
+from utils import UserError, one_line, whole_file
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from data.files import check_writable
 from models.hub import weights_in
 from models.pickled import read_pickle, refuse_other_kinds
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 
-from utils import Compute, UserError
+from utils import UserError
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from makers_caption import TEXTS, toy_captioner
 from safetensors import safe_open
 
 from ckpt import registry
+from data.compute import Compute
 from inference.caption import patch_features
 from inference.options import add_search_options
 from metrics.cider import CiderReward, cider

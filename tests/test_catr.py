@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils import Compute, UserError
+from utils import UserError
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from fixtures.deterministic_fill import fill
 from makers_files import coco, write_json
 from PIL import Image
 
+from data.compute import Compute
 from data.photos import list_images
 from data.transform import Transform
 from figures import maps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from utils import Compute, UserError
+from utils import UserError
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from conftest import TINY, make_photo, write_classifier
 from makers_clip import LONG, TEXTS, tiny_encoder, write_clip, write_hub_clip
 from PIL import Image
 
+from data.compute import Compute
 from data.photos import list_images
 from inference.clip import kept_image_features, text_features
 from inference.zeroshot import ZeroShot, inside_imagenet

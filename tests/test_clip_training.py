@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 
-from utils import Compute
-
 import numpy as np
 import pytest
 import timm
@@ -17,6 +15,7 @@ from makers_files import coco, write_json
 from PIL import Image
 
 import clip_zeroshot as script
+from data.compute import Compute
 from models.clip import build_clip, load_clip
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 
-from utils import Compute, UserError
+from utils import UserError
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from makers_files import coco, write_json
 from PIL import Image
 
 import clip_zeroshot as script
+from data.compute import Compute
 from data.photos import list_images
 from figures import charts
 from inference.clip import image_features
@@ -439,7 +440,7 @@ def test_hw3_1_labels_by_names(tmp_path):
     result = bash(project / "hw3_1.sh", "my photos", names.name, "new folder/out.csv", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     paths = list_images(folder)
-    from utils import resolve_precision
+    from data.compute import resolve_precision
 
     rows = read_csv(tmp_path / "new folder" / "out.csv")
     assert [row[0] for row in rows] == ["filename", *(path.name for path in paths)]

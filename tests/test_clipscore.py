@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-from utils import Compute
-
 import numpy as np
 import pytest
 from conftest import TINY, inside, make_photo
@@ -14,6 +12,7 @@ from makers_files import coco, write_json
 
 import p2_caption
 from ckpt import registry
+from data.compute import Compute
 from data.photos import list_images
 from inference.clip import image_features, open_clip
 from inference.scoring import about_clipscore, caption_scores

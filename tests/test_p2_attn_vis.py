@@ -9,8 +9,6 @@ import os
 import shutil
 from pathlib import Path
 
-from utils import Compute
-
 import numpy as np
 import pytest
 import tokenizers
@@ -31,6 +29,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import p2_attn_vis
+from data.compute import Compute
 from data.photos import list_images
 from data.transform import Transform
 from figures import maps as figure_maps

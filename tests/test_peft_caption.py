@@ -7,8 +7,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from utils import Compute
-
 import pytest
 import torch
 from conftest import TINY, bash, copy_project, error_lines, make_photo, run_inside, run_script
@@ -27,6 +25,7 @@ from makers_training import (
 import p2_attn_vis
 import peft_caption
 from ckpt import registry
+from data.compute import Compute
 from data.photos import list_images
 from data.transform import Transform
 from inference import peft as inference_peft

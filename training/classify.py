@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from utils import Compute, warn
+from utils import warn
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from data.batches import LabelledImages
+from data.compute import Compute
 from data.labels import class_indices, find_names, labelled_folders, sort_labels
 from data.photos import check_images, refuse_unreadable
 from data.transform import augmentation

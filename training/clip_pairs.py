@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import Compute, UserError, read_csv
+from utils import UserError
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from data.batches import LabelledImages, normalized_batches
 from data.captions import captioned_sources
-from data.photos import check_images
+from data.compute import Compute
+from data.files import read_mapping
+from data.photos import check_images, spread
 from data.transform import augmentation
 from models.clip import DualEncoder, load_clip, save_clip
 from training.clip_targets import (
@@ -44,11 +46,9 @@ def read_pairs(files: Sequence[str | Path], limit: int | None) -> list[tuple[Pat
     them; of each file ``limit`` rows at most, spread evenly."""
     pairs = []
     for file in files:
-        rows = read_csv(file, "image", "text")
-        if limit and limit < len(rows):
-            rows = [rows[i * len(rows) // limit] for i in range(limit)]
-        pairs += [(Path(file).parent / row["image"],
-                   [phrase.format(row["text"]) for phrase in PHOTO_PHRASES]) for row in rows]
+        rows = spread(list(read_mapping(file, "image", "text").items()), limit)
+        pairs += [(Path(file).parent / image, [phrase.format(text) for phrase in PHOTO_PHRASES])
+                  for image, text in rows]
     return pairs
 
 

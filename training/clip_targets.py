@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from utils import Compute, UserError
+from utils import UserError
 
 import numpy as np
 import torch.nn.functional as F
 from timm.data import ImageNetInfo
 
 from data import wordnet
+from data.compute import Compute
 from inference.clip import image_features
 from inference.zeroshot import softmax
 from models.clip import Clip, DualEncoder

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from utils import autocast
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from data.captions import captioned_sources, read_texts
+from data.compute import autocast
 from models.clip import DualEncoder, build_clip, padded, save_clip
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe

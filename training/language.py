@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from utils import UserError, autocast
+from utils import UserError
 
 import torch
 
 from data.captions import language_texts
+from data.compute import autocast
 from data.photos import spread
 from models.captioner import IGNORED, Captioner, caption_targets, teacher_forcing_loss
 from models.captioner_files import save_captioner

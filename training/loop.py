@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from utils import UserError, autocast, one_line, progress, warn, whole_file, write_csv
+from utils import UserError, one_line, progress, warn, whole_file
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ from pytorch_optimizer import SAM
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from data.compute import autocast
+from data.files import write_csv
 from models.checkpoint import check_weights, digest
+from training.processes import explained_workers, forget_ranks
 from training.recipe import Recipe, check_same, deciding_options
 
 
@@ -74,6 +77,7 @@ def fit(
     Raises UserError where ``out`` holds another training, Diverged where the loss stops being
     finite.
     """
+    forget_ranks()
     settings = task.settings | {"starting weights": digest(model.state_dict())[:12]}
     state = _starting_state(out, settings, resume)
     out.mkdir(parents=True, exist_ok=True)
@@ -108,8 +112,9 @@ def fit(
             task.dataset, batch_sampler=sampler, num_workers=recipe.workers)
         started = time.perf_counter()
         row = {"epoch": epoch + 1}
-        row |= _train_epoch(trained, loader, optimizer, schedule, ema, task, recipe, accelerator,
-                            f"epoch {epoch + 1}/{recipe.epochs}")
+        with explained_workers(recipe.workers):
+            row |= _train_epoch(trained, loader, optimizer, schedule, ema, task, recipe,
+                                accelerator, f"epoch {epoch + 1}/{recipe.epochs}")
         seconds = time.perf_counter() - started
         row |= {"seconds": round(seconds, 2), "images_per_s": round(len(task.dataset) / seconds, 1)}
         eval_model.eval()

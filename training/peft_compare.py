@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from utils import Compute, markdown_table, read_json, warn, write_csv, write_json, write_text
+from utils import read_json, warn, write_json, write_text
 
 import numpy as np
 
 from data.captions import captioned_images
+from data.compute import Compute
+from data.files import markdown_table, write_csv
 from data.photos import check_images
 from figures import charts
 from inference.caption import caption_features, patch_features

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from utils import Compute, UserError, resolve_device, resolve_precision
+from utils import UserError
+
+from data.compute import Compute, resolve_device, resolve_precision
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import argparse
 import itertools
 from pathlib import Path
 
-from utils import ArgumentParser, UserError, markdown_table, warn, write_csv, write_text
+from utils import ArgumentParser, UserError, warn, write_text
 
+from data.files import markdown_table, write_csv
 from figures import charts
 from metrics import accuracy
 from training.options import add_classifier_training

@@ -1,0 +1,140 @@
+"""Files that a command reads and writes: outputs that are refused before any work, and tables.
+
+Needs no torch to import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from utils import UserError, open_descriptor, read_text, warn, write_text
+
+# What options name: {"--labels": "labels.csv", "--images": [path, …], "--truth": None}
+Named = Mapping[str, "str | Path | Iterable[str | Path] | None"]
+
+# --- before the work ----------------------------------------------------------------------------
+
+
+def check_outputs(outputs: Named, inputs: Named) -> None:
+    """UserError, before any work, where an output cannot be written, or is a file that another
+    option names too, by the same name or through a link.
+
+    A folder among ``inputs`` stands for the files in it. Of a folder of photos give the photos, so
+    that results may be written beside them.
+    """
+    taken: dict[object, str] = {}  # identity of a file: the option that names it
+    for option, path in _each(inputs):
+        taken |= dict.fromkeys(identities(path), option)
+    for option, path in _each(outputs):
+        check_writable(path, option)
+        for identity in identities(path):
+            if identity in taken:
+                raise UserError(f"{option} {path} would replace a file that {taken[identity]} "
+                                f"names; give another {option}")
+            if open_descriptor(path) is None:  # several results may go to one pipe
+                taken[identity] = option
+
+
+def check_writable(path: str | Path, option: str = "place") -> None:
+    """UserError where ``path``, which ``option`` names, cannot be written."""
+    descriptor = open_descriptor(path)
+    try:
+        if descriptor is not None:
+            os.write(descriptor, b"")  # fails where it is closed, or open for reading alone
+        elif os.path.isdir(path):
+            raise UserError(f"{path} is a folder; give a file as {option}")
+        elif os.path.exists(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(None, "Permission denied")
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(path)  # fails for links in a circle, and for a name that is too long
+            folder = Path(os.path.realpath(path)).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another {option}") from None
+
+
+def _each(named: Named) -> Iterator[tuple[str, Path]]:
+    """(option, path) of every path."""
+    for option, value in named.items():
+        for path in [value] if isinstance(value, (str, Path)) else value or ():
+            yield option, Path(path)
+
+
+def identities(path: Path) -> list:
+    """What all names of one file have in common, be they links; of a folder, those of its files.
+    Devices and pipes have none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return [os.path.realpath(path)]
+    if stat.S_ISDIR(status.st_mode):
+        return [identity for file in path.iterdir() if file.is_file()
+                for identity in identities(file)]
+    return [(status.st_dev, status.st_ino)] if stat.S_ISREG(status.st_mode) else []
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """(size, time of the last change in nanoseconds) of a file, which tell that it has changed;
+    (0, 0) for a link that leads nowhere."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+# --- text and tables ----------------------------------------------------------------------------
+
+
+def read_lines(path: str | Path, errors: str = "strict") -> list[str]:
+    """The lines of a text file, whatever system's line ends it has."""
+    return [line.rstrip("\n") for line in io.StringIO(read_text(path, errors), newline=None)]
+
+
+def read_csv(path: str | Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of a CSV that has ``columns`` in its header; UserError that names what is wrong."""
+    try:
+        # File names that are not UTF-8 keep their bytes.
+        reader = csv.DictReader(io.StringIO(read_text(path, "surrogateescape"), newline=""))
+        header, rows = list(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file: {error}") from None
+    if any(header.count(column) != 1 for column in columns):
+        raise UserError(f"{path} needs the header {','.join(columns)}, each of them once")
+    return [{column: (row[column] or "").strip() for column in columns} for row in rows]
+
+
+def read_mapping(path: str | Path, key: str, value: str) -> dict[str, str]:
+    """{key: value} of the rows of a CSV; UserError where one key has two values."""
+    found: dict[str, str] = {}
+    for row in read_csv(path, key, value):
+        first = found.setdefault(row[key], row[value])
+        if first != row[value]:
+            raise UserError(f"{path} gives {row[key]} twice, with {value} {first} and with {value} "
+                            f"{row[value]}; keep the right one")
+    return found
+
+
+def write_csv(path: str | Path, header: list[str], rows: list[list]) -> None:
+    """Write a CSV with a header line, and say its path on stderr."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(path, text.getvalue())
+    warn(f"wrote {path}")
+
+
+def markdown_table(header: list[str], rows: list[list]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
