@@ -43,7 +43,7 @@ from data.captions import (
     write_predictions,
 )
 from data.compute import Compute
-from data.files import check_outputs, check_writable
+from data.files import check_outputs
 from data.photos import list_images, refuse_equal_stems, report_unreadable, spread
 from inference.options import (
     BATCH_SIZES,
@@ -68,7 +68,9 @@ def predict(args):
     """Write the captions of a folder of photos."""
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
-    check_writable(args.output)
+    check_outputs({"--output": args.output},
+                  {"--images": paths, "--checkpoint": args.checkpoint, "--weights": args.weights,
+                   "--vocab": args.vocab})
     from inference.caption import caption_images, open_captioner
     from models.decoding import Search
 
@@ -86,8 +88,10 @@ def evaluate(args):
     if args.record and args.model:
         raise UserError("--record writes into a checkpoint of this project; make one with convert")
     train_captions = read_texts(args.train_captions) if args.train_captions else None
-    for path in filter(None, (args.output, args.per_image)):
-        check_writable(path)
+    check_outputs({"--output": args.output, "--per-image": args.per_image},
+                  {"--images": list(images), "--captions": args.captions,
+                   "--train-captions": args.train_captions, "--checkpoint": args.checkpoint,
+                   "--weights": args.weights, "--vocab": args.vocab, "--clip": args.clip})
     from inference.caption import open_captioner
     from inference.scoring import Scoring, default_clip, evaluate_captioner, record_scores
     from models.checkpoint import check_recordable
@@ -95,7 +99,6 @@ def evaluate(args):
 
     if args.record:
         check_recordable(args.checkpoint)
-
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     scoring = Scoring.from_args(args, args.clip or default_clip())
     result, captions = evaluate_captioner(
@@ -112,8 +115,9 @@ def score(args):
     """Print the scores of a file of predictions; needs no torch without CLIPScore."""
     references = read_captions(args.captions)
     predictions = read_predictions(args.predictions)
-    for path in filter(None, (args.output, args.per_image)):
-        check_writable(path)
+    check_outputs({"--output": args.output, "--per-image": args.per_image},
+                  {"--predictions": args.predictions, "--captions": args.captions,
+                   "--images": args.images, "--clip": args.clip})
     if args.clip and not args.images:
         raise UserError("--clip needs --images: CLIPScore compares captions with their photos")
     if args.images:
@@ -157,7 +161,7 @@ def train(args):
 
 def convert(args):
     """Write the public CATR weights as a checkpoint of this project."""
-    check_writable(args.output)
+    check_outputs({"--output": args.output}, {"--weights": args.weights, "--vocab": args.vocab})
     from models.captioner_files import save_captioner
     from models.catr import open_catr
 
@@ -167,7 +171,7 @@ def convert(args):
 
 def blend(args):
     """Average the weights of two stages of one training."""
-    check_writable(args.output)
+    check_outputs({"--output": args.output}, {"--checkpoint": args.checkpoint})
     from models.captioner_files import blend_captioners, save_captioner
     from models.checkpoint import read_tensors
 

@@ -38,7 +38,7 @@ from utils import EXIT_SOME_UNREADABLE, ArgumentParser, non_negative, run, write
 from ckpt import registry
 from data.captions import captioned_images, write_predictions
 from data.compute import Compute
-from data.files import check_writable
+from data.files import check_outputs
 from data.photos import list_images, refuse_equal_stems, report_unreadable
 from inference.options import (
     BATCH_SIZES,
@@ -80,7 +80,9 @@ def predict(args):
     """Write the captions of a folder of photos."""
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
-    check_writable(args.output)
+    check_outputs({"--output": args.output},
+                  {"--images": paths, "--checkpoint": args.checkpoint, "--base": args.base,
+                   "--decoder": args.decoder, "--weights": args.weights})
     from inference.caption import caption_images
     from inference.peft import BaseSource, open_peft
     from models.decoding import Search
@@ -97,8 +99,10 @@ def predict(args):
 def evaluate(args):
     """Print the scores of a PEFT checkpoint on photos with references."""
     images = captioned_images(args.images, args.captions, args.limit)
-    if args.output:
-        check_writable(args.output)
+    check_outputs({"--output": args.output},
+                  {"--images": list(images), "--captions": args.captions, "--clip": args.clip,
+                   "--checkpoint": args.checkpoint, "--base": args.base, "--decoder": args.decoder,
+                   "--weights": args.weights})
     from inference.peft import BaseSource, open_peft
     from inference.scoring import Scoring, default_clip, evaluate_captioner, record_scores
     from models.checkpoint import check_recordable
@@ -106,7 +110,6 @@ def evaluate(args):
 
     if args.record:
         check_recordable(args.checkpoint)
-
     captioner = open_peft(args.checkpoint, BaseSource.from_args(args))
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     scoring = Scoring.from_args(args, args.clip or default_clip())

@@ -43,7 +43,7 @@ def check_outputs(outputs: Named, inputs: Named) -> None:
 
 
 def check_writable(path: str | Path, option: str = "place") -> None:
-    """UserError where ``path``, which ``option`` names, cannot be written."""
+    """UserError where ``path``, which ``option`` names, cannot be written; leaves nothing there."""
     descriptor = open_descriptor(path)
     try:
         if descriptor is not None:
@@ -57,7 +57,8 @@ def check_writable(path: str | Path, option: str = "place") -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.stat(path)  # fails for links in a circle, and for a name that is too long
             folder = Path(os.path.realpath(path)).parent
-            folder.mkdir(parents=True, exist_ok=True)
+            while not folder.exists():  # it will be made
+                folder = folder.parent
             with tempfile.TemporaryFile(dir=folder):
                 pass
     except OSError as error:
