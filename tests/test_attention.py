@@ -171,7 +171,7 @@ def test_a_map_that_is_wrong_or_missing_is_an_error():
         pass
     with torch.no_grad():
         model.blocks[1].norm1.weight.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="layer 1 is not finite"), \
+    with pytest.raises(UserError, match="layer 1 of the model computes NaN"), \
             A.capture_attention(model, [1]):
         model(photos(model))
 

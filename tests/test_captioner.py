@@ -170,7 +170,7 @@ def test_stored_features_follow_encoder_and_files(captioner, tmp_path, monkeypat
         bias -= 1
     assert not np.array_equal(shifted[1], changed[1])
     paths[1].write_bytes(b"no photo")
-    with pytest.raises(UserError, match="1.png: not an image"):
+    with pytest.raises(UserError, match="1.png cannot be read: not an image"):
         patch_features(captioner, paths, compute, tmp_path / "f")
     assert len(list((tmp_path / "f").iterdir())) == 3  # nothing half written
 

@@ -318,7 +318,7 @@ def test_figures_show_each_words_cells_on_the_whole_photo(
     ("--model catr --checkpoint a", 2, "not allowed with argument"),
     ("--model vit", 2, "--model: invalid choice"),
     ("--model catr --weights none.pth --vocab vocab.txt", 1, "none.pth does not exist"),
-    ("--model catr --weights vocab.txt --vocab vocab.txt", 1, "vocab.txt was not loaded"),
+    ("--model catr --weights vocab.txt --vocab vocab.txt", 1, "vocab.txt: it is a text file"),
     ("--model catr --weights public.pth --vocab none.txt", 1, "none.txt is no vocabulary"),
 ])
 def test_bad_input_gets_one_line(files, here, monkeypatch, words, status, message):
