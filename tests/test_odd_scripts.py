@@ -33,16 +33,20 @@ def inputs(tmp_path_factory, checkpoint):
     folder = tmp_path_factory.mktemp("inputs")
     make_folder(folder / "photos", 1)
     names = [path.name for path in sorted((folder / "photos").iterdir())]
-    make_photo(folder / "photos" / "0_sheet.png").rename(folder / "photos" / "errors.png")
+    for name in ("errors.png", "curves.png"):  # as figures of ours are called
+        make_photo(folder / "photos" / name)
     (folder / "id2label.json").write_text('{"0": "a cat", "1": "a dog", "2": "a bird"}')
-    (folder / "labels.csv").write_text(
-        "filename,label\nerrors.png,0\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    (folder / "labels.csv").write_text("filename,label\nerrors.png,0\ncurves.png,0\n" + "".join(
+        f"{name},{name[0]}\n" for name in names))
     (folder / "templates.txt").write_text("a photo of a {}\n")
     (folder / "predictions.json").write_text(json.dumps({name: "a dog" for name in names}))
     (folder / "captions.json").write_text(json.dumps({
         "images": [{"file_name": name, "id": name} for name in names],
         "annotations": [{"image_id": name, "caption": "a dog", "id": name} for name in names]}))
+    (folder / "pairs.csv").write_text("image,text\nphotos/0_000.png,a cat\n")
     shutil.copy(checkpoint, folder / "model.safetensors")
+    (folder / "run").mkdir()
+    shutil.copy(checkpoint, folder / "run" / "best.safetensors")
     os.link(folder / "labels.csv", folder / "hard.csv")
     os.symlink("captions.json", folder / "link.json")
     return folder
@@ -54,6 +58,7 @@ NAMES = ["--labels", "id2label.json"]
 MODEL = ["--checkpoint", "model.safetensors"]
 REFS = ["--captions", "captions.json"]
 TRUTH = ["--truth", "labels.csv"]
+STAGE = ["--checkpoint", "run/best.safetensors"]  # of a training whose folder is written into again
 
 
 @pytest.mark.parametrize("script, words, options", [
@@ -88,6 +93,13 @@ TRUTH = ["--truth", "labels.csv"]
              "--output", "out"], "--npz --captions"),
     (PEFT, ["predict", *PHOTOS, *MODEL, "--output", "model.safetensors"], "--output --checkpoint"),
     (PEFT, ["eval", *PHOTOS, *MODEL, *REFS, "--output", "captions.json"], "--output --captions"),
+    (P1, ["train", "--train", "photos", *TABLE, "--model", "test_vit", "--out", "photos"],
+     "--out --train"),
+    (P2, ["train", *PHOTOS, *REFS, "--hold-out", "1", *STAGE, "--out", "run"],
+     "--out --checkpoint"),
+    (CLIP, ["train", "--pairs", "pairs.csv", *STAGE, "--out", "run"], "--out --checkpoint"),
+    (PEFT, ["train", "--method", "cross", *PHOTOS, *REFS, "--base", "run/best.safetensors",
+            "--out", "run"], "--out --base"),
 ])
 def test_an_output_that_is_an_input_is_refused_before_any_work(inputs, script, words, options):
     before = {path: path.read_bytes() for path in inputs.rglob("*") if path.is_file()}

@@ -16,6 +16,8 @@ from utils import UserError
 
 from data.compute import Compute, resolve_device, resolve_precision
 
+from data.files import check_outputs
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -77,8 +79,18 @@ class CaptionOptions:
 # is in it (photos, starting weights), not where it lies.
 PATHS = ("train", "images", "captions", "val_captions", "checkpoint", "base", "decoder", "weights",
          "vocab", "labels", "names", "pairs", "wordnet", "name_vectors", "unlabelled", "teacher")
+# What a training writes into its --out.
+WRITTEN = ("best.safetensors", "last.safetensors", "last.pt", "history.csv", "curves.png")
 # Options that decide nothing of what is learned, or that only name where something is read.
 LEFT_OUT = ("run", "command", "out", "val", "val_images", "features", "resume", "about", "vary")
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """UserError, before any work, where a training could not write into ``args.out``, or would
+    overwrite a file that one of its options names."""
+    inputs = {f"--{key.replace('_', '-')}": value for key, value in vars(args).items()
+              if key in ("val", "val_images") or _is_path(key, value)}
+    check_outputs({"--out": [Path(args.out) / name for name in WRITTEN]}, inputs)
 
 
 def describe_training(args: argparse.Namespace, recipe: Recipe, trained_on: dict) -> dict:
