@@ -42,6 +42,7 @@ from training.photo_source import photo_source
 from training.recipe import (
     CaptionOptions,
     Recipe,
+    check_files,
     describe_training,
     photos_digest,
     short_digest,
@@ -61,6 +62,7 @@ def train_captioner(args: argparse.Namespace) -> list[dict]:
     """Train a captioner by the options of ``p2_caption.py train``; returns the history, one row an
     epoch."""
     start = starting_option(args)
+    check_files(args)
     check_out(args.out, args.resume)
     images, val = photos_from(args)
     recipe, options = Recipe.from_args(args), CaptionOptions.from_args(args)

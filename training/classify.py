@@ -27,7 +27,7 @@ from figures import charts
 from inference.classify import classify
 from models.vit import Classifier, build_classifier, save_classifier
 from training.loop import Task, check_out, fit_recipe
-from training.recipe import Recipe, describe_training, photos_digest
+from training.recipe import Recipe, check_files, describe_training, photos_digest
 
 
 def train_classifier(args: argparse.Namespace) -> list[dict]:
@@ -37,6 +37,7 @@ def train_classifier(args: argparse.Namespace) -> list[dict]:
     Writes ``curves.png`` beside the files of ``training.loop.fit``. Raises UserError for what
     cannot be trained, Diverged where the loss stops being finite.
     """
+    check_files(args)
     check_out(args.out, args.resume)
     photos = read_photos(args)
     names = find_names(args.train, args.names)

@@ -32,7 +32,7 @@ from training.clip_targets import (
 )
 from training.clip_words import NamePhrases, full_length_ids, trim_padding
 from training.loop import Task, check_out, fit_recipe, parameter_groups
-from training.recipe import Recipe, describe_training, photos_digest
+from training.recipe import Recipe, check_files, describe_training, photos_digest
 
 PHOTO_PHRASES = ("a photo of a {}", "this is a photo of {}", "a picture of a {}",
                  "a blurry photo of a {}", "a small photo of the {}", "a {}")
@@ -172,6 +172,7 @@ def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
 
 def train_pairs(args) -> list[dict]:
     """``clip_zeroshot.py train``: train both towers, and return the history."""
+    check_files(args)
     check_out(args.out, args.resume)
     check_options(args)
     named = read_pairs(args.pairs, args.limit)

@@ -30,7 +30,7 @@ from training.clip_targets import (
     tower_features,
 )
 from training.loop import Task, check_out, fit_recipe, parameter_groups
-from training.recipe import Recipe, describe_training, photos_digest
+from training.recipe import Recipe, check_files, describe_training, photos_digest
 
 PHRASES = ("{}", "a {}", "a photo of a {}", "this is a photo of {}", "the {}", "a picture of a {}",
            "a small photo of the {}", "a blurry photo of a {}.", "two {}s", "some {}",
@@ -117,6 +117,7 @@ def names_task(
 
 def train_words(args) -> list[dict]:
     """``clip_zeroshot.py words``: train a new text tower, and return the history."""
+    check_files(args)
     check_out(args.out, args.resume)
     sources = captioned_sources(args.images, args.captions[:len(args.images)], args.limit)
     photos = {path: captions for source in sources for path, captions in source.items()}

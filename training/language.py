@@ -22,7 +22,7 @@ from models.tokenizer import train_bpe
 from models.vit_gpt2 import build_captioner
 from training.loop import Task, check_out, fit_recipe, parameter_groups
 from training.options import FRESH_DECODER, MAX_LENGTH
-from training.recipe import Recipe, describe_training, short_digest, texts_digest
+from training.recipe import Recipe, check_files, describe_training, short_digest, texts_digest
 
 
 def pretrain(args: argparse.Namespace) -> list[dict]:
@@ -30,6 +30,7 @@ def pretrain(args: argparse.Namespace) -> list[dict]:
     history, one row an epoch."""
     texts, val_texts = language_texts(args.captions, args.hold_out)
     texts = spread(texts, args.limit)
+    check_files(args)
     check_out(args.out, args.resume)
     recipe = Recipe.from_args(args)
     torch.manual_seed(recipe.seed)

@@ -26,12 +26,13 @@ from models.peft import (
 from training.caption import caption_task, photos_from, set_resize
 from training.loop import check_out, fit_recipe
 from training.options import PEFT_LR
-from training.recipe import CaptionOptions, Recipe, describe_training
+from training.recipe import CaptionOptions, Recipe, check_files, describe_training
 
 
 def train_peft(args: argparse.Namespace) -> list[dict]:
     """Train one method by the options of ``peft_caption.py train``; returns its history, one row
     an epoch."""
+    check_files(args)
     check_out(args.out, args.resume)
     method = method_from(args)
     images, val = photos_from(args)

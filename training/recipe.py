@@ -15,7 +15,6 @@ from pathlib import Path
 from utils import UserError
 
 from data.compute import Compute, resolve_device, resolve_precision
-
 from data.files import check_outputs
 
 
