@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from utils import UserError, one_line
+from utils import UserError, one_line, read_json
 
 import tokenizers
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from ckpt import registry
+from data.files import read_lines
 
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's one token to start, end and pad a caption
 CLS_SEP_PAD = "[CLS]", "[SEP]", "[PAD]"  # BERT's three tokens for the same
@@ -100,8 +101,9 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 def gpt2_tokenizer(encoder_json: str | Path, vocab_bpe: str | Path) -> Tokenizer:
     """GPT-2's tokenizer, from its two files. UserError that names them if they are not that."""
     try:
-        model = tokenizers.models.BPE.from_file(str(encoder_json), str(vocab_bpe))
-        backend = tokenizers.Tokenizer(model)
+        merges = [tuple(line.split(" ")) for line in read_lines(vocab_bpe)
+                  if not line.startswith("#version")]
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(read_json(encoder_json), merges))
     except Exception as error:  # the library raises plain Exception for whatever is wrong
         raise UserError(f"{encoder_json} and {vocab_bpe} are no GPT-2 tokenizer: "
                         f"{one_line(error)}") from None
@@ -119,10 +121,10 @@ def wordpiece_tokenizer(vocab: str | Path) -> Tokenizer:
     Text is decoded as transformers does it: no space before . , ? ! nor around an apostrophe.
     """
     try:
-        model = tokenizers.models.WordPiece.from_file(str(vocab), unk_token="[UNK]")
-    except Exception as error:  # the library raises plain Exception for whatever is wrong
-        raise UserError(f"{vocab} is no vocabulary: {one_line(error)}") from None
-    backend = tokenizers.Tokenizer(model)
+        pieces = {line.rstrip(): index for index, line in enumerate(read_lines(vocab))}
+    except UserError as error:
+        raise UserError(f"{vocab} is no vocabulary: {error}") from None
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
     missing = [name for name in ("[UNK]", *CLS_SEP_PAD) if backend.token_to_id(name) is None]
     if missing:
         raise UserError(f"{vocab} is not BERT's vocabulary: it has no {', '.join(missing)}")

@@ -450,3 +450,23 @@ def test_a_reading_process_that_is_killed_is_told_with_what_helps():
     for count, text in ((0, "shared memory"), (2, "mat1 and mat2 shapes cannot be multiplied")):
         with pytest.raises(RuntimeError), explained_workers(count):
             raise RuntimeError(text)
+
+
+# --- vocabularies -------------------------------------------------------------------------------
+
+
+def test_vocabularies_as_other_systems_save_them(tmp_path):
+    from models.tokenizer import gpt2_tokenizer, wordpiece_tokenizer
+
+    vocabulary = '{"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}'
+    for encoding, line_end in (("utf-8", "\n"), ("utf-8-sig", "\r\n")):
+        def save(name, *lines, encoding=encoding, line_end=line_end):
+            (tmp_path / name).write_bytes(line_end.join([*lines, ""]).encode(encoding))
+            return tmp_path / name
+
+        pieces = wordpiece_tokenizer(save("vocab.txt", "dog", "[PAD]", "[UNK]", "[CLS]", "[SEP]"))
+        assert pieces.encode("dog cat") == [0, 2]
+        for first in ([], ["#version: 0.2"]):
+            letters = gpt2_tokenizer(save("encoder.json", vocabulary),
+                                     save("vocab.bpe", *first, "a b"))
+            assert letters.encode("aba") == [2, 0]
