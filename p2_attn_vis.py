@@ -40,7 +40,7 @@ import numpy as np
 from ckpt import registry
 from data.captions import of_images, read_captions, read_predictions
 from data.compute import Compute
-from data.files import check_writable, write_csv
+from data.files import check_outputs, write_csv
 from data.photos import (
     image_paths,
     load_image,
@@ -226,7 +226,7 @@ def draw_best_and_worst(captioner, paths, texts, args, compute, unreadable) -> d
 # --- command line -------------------------------------------------------------------------------
 
 
-def parse_args():
+def make_parser():
     parser = ArgumentParser(prog="p2_attn_vis.py", description=__doc__)
     parser.add_argument("--images", nargs="+", default=[str(HERE / "samples" / "scenes")],
                         metavar="FILE|DIR", help="image files, or one folder")
@@ -249,33 +249,42 @@ def parse_args():
                       help="the CLIP that computes CLIPScore")
     add_search_options(parser)
     add_run_options(parser, None)
-    args = parser.parse_args()
+    return parser
+
+
+def check_options(args, parser):
+    """Wrong usage where options do not go together."""
     if args.best_worst != bool(args.refs):
         parser.error("--best-worst and --refs JSON go together")
     if args.best_worst and args.npz:
         parser.error("--npz keeps the maps of all images, --best-worst draws two; give one of them")
-    return args
 
 
-def check_outputs(paths, args):
+def check_files(paths, args):
     """Before any work, refuse outputs of equal names, outputs that cannot be written, and outputs
-    that would replace a photo."""
+    that would replace an input."""
     refuse_equal_stems(paths)
-    names = [f"{prefix}{path.stem}" for path in paths
-             for prefix in (("best_", "worst_") if args.best_worst else ("",))]
-    refuse_to_replace(paths, [Path(args.output) / f"{name}.png" for name in names])
-    check_writable(Path(args.output) / f"{names[0]}.png")
+    out = Path(args.output)
+    figures = [out / f"{prefix}{path.stem}.png" for path in paths
+               for prefix in (("best_", "worst_") if args.best_worst else ("",))]
+    refuse_to_replace(paths, figures)
+    table = [out / "ranking.csv"] if args.best_worst else []
+    check_outputs({"--output": [*figures, *table], "--npz": args.npz},
+                  {"--images": paths, "--captions": args.captions, "--refs": args.refs,
+                   "--checkpoint": args.checkpoint, "--weights": args.weights,
+                   "--vocab": args.vocab, "--clip": args.clip})
     if args.npz:
         stems = {printable(path.stem) for path in paths}
         if len(stems | {f"{stem}.words" for stem in stems}) < 2 * len(paths):
             raise UserError("--npz: two of all <stem> and <stem>.words are equal; rename an image")
-        check_writable(args.npz)
 
 
 def main():
-    args = parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
+    check_options(args, parser)
     paths = image_paths(args.images, args.limit)
-    check_outputs(paths, args)
+    check_files(paths, args)
 
     from inference.caption import open_captioner
     from models.decoding import Search

@@ -75,16 +75,9 @@ class Classifier:
 
 
 def build_classifier(
-    name: str,
-    classes: list[str],
-    names: dict[str, str] | None = None,
-    *,
-    image_size: int | None = None,
-    num_heads: int | None = None,
-    drop_path: float = 0.0,
-    resize: str = "crop",
-    crop_pct: float | None = None,
-    pretrained: bool | None = None,
+    name: str, classes: list[str], names: dict[str, str] | None = None, *,
+    image_size: int | None = None, num_heads: int | None = None, drop_path: float = 0.0,
+    resize: str = "crop", crop_pct: float | None = None, pretrained: bool | None = None,
     weights: str | Path | None = None,
 ) -> Classifier:
     """A ViT with a fresh head over ``classes``; ``name`` is timm's name, a file or

@@ -7,12 +7,8 @@ from pathlib import Path
 
 
 def write(path: Path, content) -> Path:
+    """Write ``content`` as JSON, or as it is where it is text."""
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def write_json(path: Path, content) -> Path:
-    path.write_text(json.dumps(content))
     return path
 
 

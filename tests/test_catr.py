@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import error_lines, make_photo, run_inside
 from fixtures.deterministic_fill import fill
-from makers_files import coco, write_json
+from makers_files import coco, write
 from PIL import Image
 
 from data.compute import Compute
@@ -211,7 +211,7 @@ def test_word_pieces_are_berts(files):
 
 
 def test_other_vocabularies_are_refused(files, tmp_path):
-    write_json(tmp_path / "v.json", {})
+    write(tmp_path / "v.json", {})
     with pytest.raises(UserError, match=r"is not BERT's vocabulary: it has no \[UNK\]"):
         wordpiece_tokenizer(tmp_path / "v.json")
     with pytest.raises(UserError, match="is no vocabulary"):
@@ -263,7 +263,7 @@ def test_weights_are_read_however_they_are_wrapped(files, tmp_path):
 
 @pytest.fixture(scope="module")
 def captions_file(files, paths):
-    return write_json(files / "captions.json", coco({
+    return write(files / "captions.json", coco({
         path.name: [f"A {('red', 'green', 'blue')[number % 3]} square.", "the man's ski"]
         for number, path in enumerate(paths)}))
 
@@ -295,7 +295,7 @@ def test_figures_show_each_words_cells_on_the_whole_photo(
     boxes = []
     monkeypatch.setattr(maps, "word_panels",
                         lambda photo, maps, box, *rest: boxes.append((photo.size, box)))
-    given = write_json(tmp_path / "given.json", {path.stem: "the man's skis" for path in paths})
+    given = write(tmp_path / "given.json", {path.stem: "the man's skis" for path in paths})
     result = here("p2_attn_vis", *public(files), "--images", files / "photos", "--captions", given,
                   "--output", tmp_path, "--npz", tmp_path / "maps.npz", *CPU)
     assert result.returncode == 0, result.stderr

@@ -11,7 +11,7 @@ import timm
 import torch
 from conftest import TINY, inside, make_folder, run_script
 from makers_clip import class_names, write_name_vectors, write_wordnet
-from makers_files import coco, write_json
+from makers_files import coco, write
 from PIL import Image
 
 import clip_zeroshot as script
@@ -246,7 +246,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(model, tmp_path):
 def test_a_clip_is_trained_and_names_photos(tmp_path, head, text_cache, capsys):
     photos = make_folder(tmp_path / "photos", 3)
     more = make_folder(tmp_path / "more", 1, seed=1)
-    captions = [write_json(tmp_path / f"{folder.name}.json", coco(
+    captions = [write(tmp_path / f"{folder.name}.json", coco(
         {path.name: ["a tench", "a goldfish"] for path in sorted(folder.iterdir())}))
         for folder in (photos, more)]
     words = [*head, "--images", photos, more, "--captions", *captions, *FEW]
@@ -285,7 +285,7 @@ def test_a_clip_is_trained_and_names_photos(tmp_path, head, text_cache, capsys):
 def test_a_resumed_training_must_repeat_its_options_and_data(tmp_path, head, capsys):
     photos = make_folder(tmp_path / "photos", 1)
     for number, text in enumerate(("a tench", "a goldfish")):
-        write_json(tmp_path / f"{number}.json", coco(
+        write(tmp_path / f"{number}.json", coco(
             {path.name: [text] for path in sorted(photos.iterdir())}))
     vectors = write_name_vectors(tmp_path / "v.npz", {"sea monster": np.ones(8)})
 

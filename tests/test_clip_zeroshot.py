@@ -21,7 +21,7 @@ from conftest import (
     run_script,
 )
 from makers_clip import LONG, read_csv, write_clip
-from makers_files import coco, write_json
+from makers_files import coco, write
 from PIL import Image
 
 import clip_zeroshot as script
@@ -135,7 +135,7 @@ def test_predict_writes_keys_whatever_their_order(tmp_path, clip_file, capsys):
     written = []
     for order in (list(names), sorted(names), sorted(names, reverse=True)):
         output = tmp_path / "made by us" / "out.csv"
-        labels = write_json(tmp_path / "n.json", {key: names[key] for key in order})
+        labels = write(tmp_path / "n.json", {key: names[key] for key in order})
         status, printed, errors = inside(
             script, "predict", "--images", folder, "--labels", labels, "--output", output,
             "--model", clip_file, *CPU, capsys=capsys)
@@ -156,7 +156,7 @@ def test_text_is_encoded_once_a_run(tmp_path, photos, clip_file, capsys, monkeyp
     encode = Clip.encode_text
     monkeypatch.setattr(Clip, "encode_text",
                         lambda self, texts: calls.append(len(texts)) or encode(self, texts))
-    labels = write_json(tmp_path / "n.json", NAMES)
+    labels = write(tmp_path / "n.json", NAMES)
     for _ in range(2):
         status, _, _ = inside(script, "predict", "--images", photos, "--labels", labels, "--model",
                               clip_file, "--output", tmp_path / "o.csv", "--template", "cifar",
@@ -168,7 +168,7 @@ def test_text_is_encoded_once_a_run(tmp_path, photos, clip_file, capsys, monkeyp
 def test_unreadable_among_good_ones(tmp_path, clip_file, capsys):
     folder = make_folder(tmp_path / "photos", 1)
     (folder / "text.jpg").write_text("hello")
-    words = ["predict", "--images", folder, "--labels", write_json(tmp_path / "n.json", NAMES),
+    words = ["predict", "--images", folder, "--labels", write(tmp_path / "n.json", NAMES),
              "--model", clip_file, "--output", tmp_path / "o.csv", *CPU, "--embeddings",
              tmp_path / "e.npz"]
     for _ in range(2):  # the second time from the embeddings
@@ -188,7 +188,7 @@ def test_one_photo_and_one_class(tmp_path, clip_file, capsys):
     make_photo(tmp_path / "photos" / "x.png")
     status, printed, _ = inside(
         script, "predict", "--images", tmp_path / "photos", "--output", tmp_path / "o.csv",
-        "--labels", write_json(tmp_path / "n.json", {"7": "dog"}), "--model", clip_file, *CPU,
+        "--labels", write(tmp_path / "n.json", {"7": "dog"}), "--model", clip_file, *CPU,
         capsys=capsys)
     assert status == 0 and printed.split()[-1] == "100%"
     assert read_csv(tmp_path / "o.csv") == [["filename", "label"], ["x.png", "7"]]
@@ -198,7 +198,7 @@ def test_twenty_predictions_are_printed_and_the_others_counted(tmp_path, clip_fi
     folder, output = make_folder(tmp_path / "photos", 7), tmp_path / "o.csv"
     status, printed, _ = inside(
         script, "predict", "--images", folder, "--output", output, "--labels",
-        write_json(tmp_path / "n.json", NAMES), "--model", clip_file, *CPU, capsys=capsys)
+        write(tmp_path / "n.json", NAMES), "--model", clip_file, *CPU, capsys=capsys)
     lines = printed.splitlines()
     assert status == 0 and len(lines) == 21 and len(read_csv(output)) == 22
     assert lines[0].startswith("0_000.png") and lines[-1] == f"… and 1 more in {output}"
@@ -211,7 +211,7 @@ def test_eval_is_a_row_a_template_and_ensembles(tmp_path, photos, hub_clip, caps
     names = {"2": "palm tree", "1": "mountain_bike", "0": "red thing"}
     templates = ["a {}", "no {object}, no score", "{}"]
     status, printed, errors = inside(
-        script, "eval", "--images", photos, "--labels", write_json(tmp_path / "n.json", names),
+        script, "eval", "--images", photos, "--labels", write(tmp_path / "n.json", names),
         "--model", hub_clip, "--template", *templates[:2], "course", templates[2], *CPU, "--table",
         tmp_path / "t" / "table.md", capsys=capsys)
     assert status == 0
@@ -251,7 +251,7 @@ def test_eval_takes_truth_from_a_csv_and_records(tmp_path, photos, capsys):
     truth.write_text("filename,label\n"
                      + "".join(f"{path.name},1\n" for path in list_images(photos)))
     status, printed, _ = inside(
-        script, "eval", "--images", photos, "--labels", write_json(tmp_path / "n.json", NAMES),
+        script, "eval", "--images", photos, "--labels", write(tmp_path / "n.json", NAMES),
         "--model", file, "--truth", truth, "--record", "random photos", "--template", "a {}",
         *CPU, capsys=capsys)
     assert status == 0
@@ -270,7 +270,7 @@ def test_top5_draws_and_prints(tmp_path, photos, clip_file, capsys, monkeypatch)
     monkeypatch.setattr(charts, "top_classes",
                         lambda *words: drawn.append(words) or draw(*words))
     names = {**NAMES, **{str(n): f"thing {n}" for n in range(3, 9)}}
-    words = ["--labels", write_json(tmp_path / "n.json", names), "--model", clip_file, "--output",
+    words = ["--labels", write(tmp_path / "n.json", names), "--model", clip_file, "--output",
              tmp_path / "f" / "top5.png", *CPU]
     results = []
     for seed in (1, 1, 2):
@@ -302,7 +302,7 @@ def test_top5_of_files_and_of_awkward_photos(tmp_path, clip_file, capsys):
     photos = [make_photo(tmp_path / "no label.png", size=(1, 500)),
               make_photo(tmp_path / "9_x.png", size=(500, 1)), make_photo(tmp_path / "犬.jpg")]
     names = {"0": "犬 " * 30, "1": "a $cat$"}
-    words = ["--labels", write_json(tmp_path / "n.json", names), "--model", clip_file, "--output",
+    words = ["--labels", write(tmp_path / "n.json", names), "--model", clip_file, "--output",
              tmp_path / "o.png", *CPU]
     status, printed, errors = inside(script, "top5", "--images", *photos, *words, capsys=capsys)
     assert status == 0 and len(json.loads(printed)["images"]) == 3
@@ -320,7 +320,7 @@ def test_retrieval_finds_captions_and_photos(tmp_path, photos, capsys):
     file = write_clip(tmp_path / "c.safetensors")
     paths = list_images(photos)
     told = {path.name: [f"thing {path.stem}", f"another {row}"] for row, path in enumerate(paths)}
-    write_json(tmp_path / "v.json", coco(told))
+    write(tmp_path / "v.json", coco(told))
     words = ["retrieval", "--images", photos, "--captions", tmp_path / "v.json", "--model", file]
     status, printed, _ = inside(script, *words, "--record", "random photos", *CPU, capsys=capsys)
     result = json.loads(printed)
@@ -353,7 +353,7 @@ def test_retrieval_finds_captions_and_photos(tmp_path, photos, capsys):
     ("{", "not valid JSON"),
 ])
 def test_bad_names_get_one_line(tmp_path, photos, capsys, names, message):
-    labels = write_json(tmp_path / "n.json", names)
+    labels = write(tmp_path / "n.json", names)
     status, _, errors = inside(script, "predict", "--images", photos, "--labels", labels,
                                "--output", tmp_path / "o.csv", capsys=capsys)
     assert status == 1 and not (tmp_path / "o.csv").exists()
@@ -391,7 +391,7 @@ def test_bad_input_gets_one_line(
     (tmp_path / "folder" / "x.npz").write_text("")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "bad.txt").write_text("a {}\ndogs\n")
-    write_json(tmp_path / "n.json", NAMES)
+    write(tmp_path / "n.json", NAMES)
     if status == 1:
         given = {"--labels": "n.json", "--model": clip_file}
         given |= {"--output": "o.csv"} if words[0] != "eval" else {}
@@ -406,14 +406,14 @@ def test_bad_input_gets_one_line(
 def test_input_is_checked_before_torch_is_loaded(tmp_path, photos):
     (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
     result = run_script(SCRIPT, "predict", "--images", photos, "--output", tmp_path / "o.csv",
-                        "--labels", write_json(tmp_path / "n.json", NAMES), "--template", "a photo",
+                        "--labels", write(tmp_path / "n.json", NAMES), "--template", "a photo",
                         PYTHONPATH=str(tmp_path))
     assert result.returncode == 1 and 'template "a photo" has no' in result.stderr
 
 
 def test_a_model_that_only_the_network_has(tmp_path, photos):
     result = run_script(SCRIPT, "predict", "--images", photos, "--output", tmp_path / "o.csv",
-                        "--labels", write_json(tmp_path / "n.json", NAMES), "--model",
+                        "--labels", write(tmp_path / "n.json", NAMES), "--model",
                         "openai/clip-vit-base-patch32", HF_HOME=str(tmp_path / "hub"))
     assert result.returncode == 1 and not (tmp_path / "o.csv").exists()
     assert len(error_lines(result)) == 1 and "openai/clip-vit-base-patch32" in result.stderr
@@ -436,7 +436,7 @@ def test_hw3_1_labels_by_names(tmp_path):
     project = copy_project(tmp_path / "the project")
     file = write_clip(project / "ckpt" / "clip_vit_tiny.safetensors")
     folder = make_folder(tmp_path / "my photos", 2)
-    names = write_json(tmp_path / "id 2 label.json", {"9": "palm tree", "4": "red_thing"})
+    names = write(tmp_path / "id 2 label.json", {"9": "palm tree", "4": "red_thing"})
     result = bash(project / "hw3_1.sh", "my photos", names.name, "new folder/out.csv", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     paths = list_images(folder)
@@ -464,7 +464,7 @@ def test_the_shipped_clip_names_the_sample_photos(tmp_path):
 def test_one_warning_however_many_templates(tmp_path, photos, clip_file, capsys):
     names = {**NAMES, "3": LONG}
     status, _, errors = inside(
-        script, "eval", "--images", photos, "--labels", write_json(tmp_path / "n.json", names),
+        script, "eval", "--images", photos, "--labels", write(tmp_path / "n.json", names),
         "--model", clip_file, *CPU, capsys=capsys)
     assert status == 0
     assert len([line for line in errors if "were cut" in line]) == 1

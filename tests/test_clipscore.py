@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import TINY, inside, make_photo
 from makers_clip import TEXTS, read_csv
-from makers_files import coco, write_json
+from makers_files import coco, write
 
 import p2_caption
 from ckpt import registry
@@ -51,9 +51,9 @@ def captioned(tmp_path):
     texts = {"0_a.png": "a dog runs", "1_b.png": "two men", "2_c.png": ""}
     for number, name in enumerate(texts):
         make_photo(tmp_path / "photos" / name, number)
-    references = write_json(tmp_path / "v.json",
+    references = write(tmp_path / "v.json",
                             coco({name: [f"a dog {name}", "a man"] for name in texts}))
-    return tmp_path / "photos", references, write_json(tmp_path / "p.json", texts)
+    return tmp_path / "photos", references, write(tmp_path / "p.json", texts)
 
 
 def test_score_reports_clipscore(tmp_path, captioned, clip_file, capsys):

@@ -24,7 +24,7 @@ from conftest import (
     write_classifier,
 )
 from makers_caption import END, biased, memory_of, random_gpt2, write_captioner
-from makers_files import coco, write_json
+from makers_files import coco, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
@@ -431,7 +431,7 @@ def test_given_captions_are_drawn_whatever_the_captioner_would_write(
         tmp_path, folder, here, captioner):
     paths = list_images(folder)
     texts = ["A red, red square!", "", "a 猫 " + "square " * 20]
-    given = write_json(tmp_path / "mine.json", {
+    given = write(tmp_path / "mine.json", {
         paths[0].stem: texts[0], paths[1].name: texts[1], paths[2].stem: texts[2], "other": "x"})
     result = here("--images", folder, "--output", tmp_path / "out", "--captions", given,
                   "--npz", tmp_path / "maps.npz")
@@ -464,7 +464,7 @@ def test_best_and_worst_are_drawn_and_all_are_ranked(tmp_path, folder, here, dra
         return np.array([0.5, 0.75, 0.25])
 
     monkeypatch.setattr(p2_attn_vis, "clip_scorer", lambda source, compute: scores)
-    references = write_json(tmp_path / "val.json", coco(
+    references = write(tmp_path / "val.json", coco(
         {path.name: [f"first of {path.stem}", "second"] for path in paths} | {"x.jpg": ["y"]}))
     (tmp_path / "photos").mkdir()
     for path in paths:
@@ -492,9 +492,9 @@ def test_best_and_worst_are_drawn_and_all_are_ranked(tmp_path, folder, here, dra
         assert f"CLIPScore {score:.3f}, the {kind} of 3 captions" in texts
         assert f"reference: first of {path.stem}" in texts
     # of captions that are given, with a photo that cannot be read
-    given = write_json(tmp_path / "mine.json", {path.stem: f"a {i}" for i, path in enumerate(paths)}
+    given = write(tmp_path / "mine.json", {path.stem: f"a {i}" for i, path in enumerate(paths)}
                   | {"broken": "z"})
-    references = write_json(tmp_path / "val.json", coco(
+    references = write(tmp_path / "val.json", coco(
         {path.name: ["r"] for path in [*paths, Path("broken.jpg")]}))
     result = here("--images", tmp_path / "photos", "--output", tmp_path / "again", "--best-worst",
                   "--refs", references, "--captions", given)
@@ -552,7 +552,7 @@ def test_bad_input_gets_one_line(tmp_path, here, monkeypatch, words, status, mes
         (tmp_path / name).write_text("text")
     for name, content in (("list", []), ("one", {"0": "a"}), ("both", {"0": "a", "0.png": "b"}),
                           ("r", coco({"0.png": ["a"]}))):
-        write_json(tmp_path / f"{name}.json", content)
+        write(tmp_path / f"{name}.json", content)
     if "classifier.safetensors" in words:
         write_classifier(tmp_path / "classifier.safetensors")
     before = sorted(tmp_path.rglob("*"))
