@@ -79,6 +79,8 @@ def _explain_uncaught(kind, error, traceback) -> None:
         warn(line)
         sys.exit(status)
     sys.__excepthook__(kind, error, traceback)
+
+
 DEBUG = bool(os.environ.get("HW3_DEBUG"))  # show the traceback of an error that nobody foresaw
 sys.excepthook = _explain_uncaught
 
@@ -88,6 +90,8 @@ def _stop_at_once(*_) -> NoReturn:
     line, status = _explain(KeyboardInterrupt())
     warn(line)
     os._exit(status)
+
+
 if (os.path.dirname(os.path.realpath(sys.argv[0])) == os.path.dirname(os.path.realpath(__file__))
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
     signal.signal(signal.SIGINT, _stop_at_once)

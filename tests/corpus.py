@@ -53,7 +53,7 @@ def write_sound_files(folder: Path) -> None:
     config = GPT2Config(tokenizer.vocab_size, 8, 16, 2, 2, cross_width=None)
     save_captioner(folder / "captioner.safetensors",
                    add_cross_attention(build_captioner(TINY, config, tokenizer)),
-                   about="made up")
+                   about="random weights")
     save_clip(folder / "clip.safetensors",
               build_clip(TINY, config, tokenizer, width=12, img_size=32))
     weights = read_tensors(folder / "classifier.safetensors")[0]

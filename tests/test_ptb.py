@@ -1,6 +1,6 @@
 """The tokenizer against recorded output of Stanford's, its own slow path, and Java where it is.
 
-`ptb_cases.json` holds [caption, tokens joined by a space]: captions made up for this test, and
+`ptb_cases.json` holds [caption, tokens joined by a space]: captions written for this test, and
 what `pycocoevalcap` makes of each when another caption follows it.
 """
 

@@ -217,6 +217,8 @@ def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sam":
         return SAM(groups, classes[base], rho=recipe.sam_rho, **options)
     return classes[base](groups, **options)
+
+
 EMBEDDINGS = ("wte", "wpe", "prefix", "pos_embed", "cls_token", "logit_scale", "_embeddings.")
 
 
