@@ -16,7 +16,7 @@ demo: .venv/installed
 	@$(IN_VENV) bash hw3_2.sh samples/scenes runs/demo/words > runs/demo/words.json
 	@echo "The labels: $(CURDIR)/runs/demo/labels.csv, and by name: $(CURDIR)/runs/demo/names.csv"
 	@echo "The captions: $(CURDIR)/runs/demo/captions.json"
-	@echo "What each word looked at, for example: $(CURDIR)/runs/demo/words/photographer.png"
+	@echo "What each word looked at, for example: $(CURDIR)/runs/demo/words/sheep.png"
 	@echo "To run the Python scripts yourself: source .venv/bin/activate"
 
 test: .venv/installed-tests

@@ -11,7 +11,7 @@ The captioner is a vision transformer whose patch features a small GPT-2 reads b
   python3 p2_caption.py predict --model catr --weights FILE --vocab vocab.txt --images DIR …
 
 Without --checkpoint, predict and eval use $HW3_P2_CKPT, else the default of ckpt/checkpoints.json,
-which is ckpt/flickr8k_captioner.safetensors. score computes for a prediction file what the course's
+which is ckpt/captioner.safetensors. score computes for a prediction file what the course's
 evaluator computes, without Java: CIDEr, BLEU-1 … BLEU-4 and ROUGE-L of the COCO caption toolkit,
 tokenized as Stanford's PTBTokenizer does. eval, and score --images DIR, add CLIPScore (Hessel et
 al. 2021), computed with ckpt/clip_vit_tiny.safetensors or the CLIP that --clip names; scores of

@@ -208,7 +208,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True)
     parser.add_argument("--captions")
-    parser.add_argument("--checkpoint", default=str(ROOT / "ckpt/flickr8k_captioner.safetensors"))
+    parser.add_argument("--checkpoint", default=str(ROOT / "ckpt/captioner.safetensors"))
     parser.add_argument("--model", choices=["catr"])
     parser.add_argument("--weights")
     parser.add_argument("--vocab")

@@ -31,7 +31,7 @@ from ckpt.transfer import problem_with_content, sha256_of
 FOLDER = Path(__file__).resolve().parent
 BASE = FOLDER / "captioner_base.safetensors"  # what PEFT captioners of this project stand on
 CLIP = FOLDER / "clip_vit_tiny.safetensors"  # what CLIPScore is computed with
-SHIPPED = {"p1": "pets_vit_tiny.safetensors", "p2": "flickr8k_captioner.safetensors",
+SHIPPED = {"p1": "pets_vit_tiny.safetensors", "p2": "captioner.safetensors",
            "p2_peft": "flickr8k_peft.safetensors", "clip": "clip_vit_tiny.safetensors"}
 VARIABLES = {"p1": "HW3_P1_CKPT", "p2": "HW3_P2_CKPT", "p2_peft": "HW3_P2_CKPT",
              "clip": "HW3_CLIP_CKPT"}

@@ -602,7 +602,7 @@ def test_an_interrupted_run_leaves_nothing_half_written(tmp_path, folder, here, 
 
 def test_hw3_2_draws_into_a_folder(tmp_path, checkpoint):
     project = copy_project(tmp_path / "my project")
-    shutil.copy(checkpoint, project / "ckpt" / "flickr8k_captioner.safetensors")
+    shutil.copy(checkpoint, project / "ckpt" / "captioner.safetensors")
     for label, name in enumerate(["a.b.jpg", "é 1.PNG"]):
         make_photo(tmp_path / "-my photos" / name, label)
     result = bash(project / "hw3_2.sh", "-my photos", "new folder/out.d", cwd=tmp_path)

@@ -291,7 +291,7 @@ def test_a_file_name_may_hold_a_folder(yard, capsys, monkeypatch):
 
 def test_hw3_2_works_from_anywhere(tmp_path, captioner):
     project = copy_project(tmp_path / "my project")
-    shutil.copy(captioner, project / "ckpt" / "flickr8k_captioner.safetensors")
+    shutil.copy(captioner, project / "ckpt" / "captioner.safetensors")
     for label, name in enumerate(["a.b.jpg", "é 1.PNG"]):
         make_photo(tmp_path / "my photos" / name, label)
     result = bash(project / "hw3_2.sh", "my photos", "new folder/out.json", cwd=tmp_path)
