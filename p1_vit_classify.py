@@ -13,7 +13,8 @@ ckpt/pets_vit_tiny.safetensors (37 pet breeds), which comes with the project. Se
 are an ensemble: the mean of their probabilities.
 
 A checkpoint is a file of this project, or a ViT that transformers or pytorch_pretrained_vit saved.
---model also takes hf:owner/name and timm's names; train starts from what --model names.
+--model also takes hf:owner/name and the name of any of timm's image classifiers, convolutional ones
+too; train starts from what --model names.
 
 What to expect: eval on the course's 447 validation photos gives 91.5 % with the default checkpoint.
 docs/results.md has accuracy, data and time for each command, docs/training.md the training recipes.
@@ -144,7 +145,7 @@ def draw(classifier, paths, probabilities: np.ndarray, targets: np.ndarray, fold
 
 
 def train(args):
-    """Fine-tune a ViT, or train one from random weights."""
+    """Fine-tune a classifier, or train one from random weights."""
     from training.classify import train_classifier
 
     train_classifier(args)
@@ -153,7 +154,7 @@ def train(args):
 def average(args):
     """One checkpoint with the mean of several checkpoints' weights."""
     check_writable(args.output)
-    from models.vit import average_classifiers, save_classifier
+    from models.classifier import average_classifiers, save_classifier
 
     classifier = average_classifiers(args.checkpoint)
     save_classifier(args.output, classifier, **classifier.metadata)
@@ -190,7 +191,7 @@ def make_parser():
     evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
 
     add_classifier_training(add_command(commands, "train", train,
-                                        "fine-tune a ViT, or train one from random weights"))
+                                        "fine-tune a classifier, or train one from random weights"))
     averaging = add_command(commands, "average", average,
                             "one checkpoint with the mean of several checkpoints' weights")
     averaging.add_argument("--checkpoint", nargs="+", required=True, metavar="FILE",

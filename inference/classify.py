@@ -12,7 +12,7 @@ import torch
 
 from data.batches import normalized_batches
 from data.photos import report_unreadable
-from models.vit import Classifier, open_vit
+from models.classifier import Classifier, open_classifier
 
 Unreadable = list[tuple[Path, str]]  # files that could not be read, and why
 
@@ -23,7 +23,7 @@ def load_classifiers(sources: Sequence[str | Path]) -> list[Classifier]:
     Raises UserError where the first has no labels, or where not all have the same labels in the
     same order.
     """
-    classifiers = [open_vit(source, pretrained=True) for source in sources]
+    classifiers = [open_classifier(source, pretrained=True) for source in sources]
     first = classifiers[0]
     if not first.classes:
         raise UserError(f"{sources[0]} has no classes; train --model {sources[0]} gives it yours")

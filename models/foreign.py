@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import LayerNorm
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from models.checkpoint import read_tensors
 from models.convert import TRANSFORMERS, Layout, Tensors, from_openai_clip, to_timm, vit_layout
@@ -50,19 +52,21 @@ class ForeignViT:
     """What a classifier is made of."""
 
     tensors: Tensors  # under timm's keys
-    architecture: dict  # {"name", "args"} as models.vit takes them
-    preprocessing: dict  # fields of data.Transform, without the size
+    architecture: dict  # {"name", "args"} as models.classifier takes them
+    preprocessing: dict  # fields of data.Transform, without the size of a ViT
     classes: list[str]  # label of each logit
     names: dict[str, str]  # label -> readable name
 
 
 def foreign_vit(tensors: Tensors, path: Path) -> ForeignViT:
-    """A ViT in a layout that ``models.convert`` knows, or in timm's with timm's config.json beside
-    it. Raises UserError for anything else."""
+    """A ViT in a layout that ``models.convert`` knows, or any of timm's classifiers with timm's
+    config.json beside it. Raises UserError for anything else."""
     layout, config = vit_layout(tensors), _beside(path, "config.json")
-    if layout is None and "patch_embed.proj.weight" not in tensors:
+    if (layout is None and "patch_embed.proj.weight" not in tensors
+            and "architecture" not in config):
         raise UserError(f"{path} is not a checkpoint of this project, nor a ViT in a layout known "
-                        f"here (its first keys: {', '.join(list(tensors)[:3])})")
+                        f"here (its first keys: {', '.join(list(tensors)[:3])}); another model of "
+                        "timm's needs timm's config.json beside it")
     try:
         if layout is None:
             return _from_timm(tensors, config, path)
@@ -143,6 +147,7 @@ def _from_timm(tensors: Tensors, config: dict, path: Path) -> ForeignViT:
     args = {"img_size": described["input_size"][1:]} | config.get("model_args", {})
     args = {key: value for key, value in args.items() if key in ARGUMENTS}
     fields = {key: described[key] for key in ("mean", "std", "crop_pct", "interpolation")}
+    fields["size"] = tuple(described["input_size"][1:])
     return ForeignViT(tensors, {"name": config["architecture"], "args": args}, fields,
                       *imagenet_or_numbers(config["num_classes"]))
 
@@ -164,11 +169,15 @@ def for_timm(args: dict) -> dict:
     return args
 
 
-def for_model(model: VisionTransformer, tensors: Tensors, source: object) -> Tensors:
+def for_model(model: nn.Module, tensors: Tensors, source: object) -> Tensors:
     """Tensors in any layout known, for a model whose position embedding may have another grid."""
     tensors = to_timm(tensors, source)
+    # Most families of timm have one, which also knows older layouts of their own.
+    adapt = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
     try:
-        return checkpoint_filter_fn(tensors, model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what its resampling of tables does is deprecated
+            return adapt(tensors, model) if adapt else tensors
     except Exception as error:  # tensors of another model fail in many ways there
         raise UserError(f"{source} does not fit the model: {one_line(error)}") from None
 

@@ -155,7 +155,7 @@ def test_centering_takes_away_what_all_photos_share(model, tmp_path):
     (["train", "--checkpoint", "gone.safetensors"], "nothing to learn from"),
     (["train", "--checkpoint", "gone.safetensors", "--pairs", "gone.csv"], "cannot read gone.csv"),
     (["words", "--wordnet", "gone", "--images", "x"], "--images x needs --captions"),
-    (["words", "--wordnet", "gone", "--vit", "nonsense"], "timm knows no vision transformer"),
+    (["words", "--wordnet", "gone", "--vit", "nonsense"], "timm knows no model nonsense"),
 ])
 def test_bad_input_gets_one_line(tmp_path, words, message):
     result = run_script(SCRIPT, *words, "--out", "new", cwd=tmp_path)

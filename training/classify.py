@@ -24,7 +24,7 @@ from data.photos import check_images, refuse_unreadable
 from data.transform import augmentation
 from figures import charts
 from inference.classify import classify
-from models.vit import Classifier, build_classifier, save_classifier
+from models.classifier import Classifier, build_classifier, save_classifier
 from training.loop import Task, check_out, fit_recipe
 from training.recipe import Recipe, describe_training, photos_digest
 
@@ -101,7 +101,8 @@ def starting_classifier(
         weights=None if args.pretrained is False else args.weights)
     if args.freeze:
         classifier.model.requires_grad_(False)
-        classifier.model.get_classifier().requires_grad_(True)
+        for parameter in classifier.head:
+            parameter.requires_grad_(True)
     return classifier
 
 
@@ -119,10 +120,11 @@ def classifier_task(
         save_classifier(path, classifier.with_model(model), **about, metrics=row)
 
     model = classifier.model
+    no_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     return Task(
         dataset=LabelledImages(photos.train.paths, photos.train.targets,
                                augmentation(args.augment, classifier.transform), recipe.seed),
-        groups=param_groups_layer_decay(model, recipe.weight_decay, model.no_weight_decay(),
+        groups=param_groups_layer_decay(model, recipe.weight_decay, no_decay,
                                         layer_decay=args.layer_decay),
         prepare=make_prepare(classifier, args.mixup),
         loss=make_loss(log_frequencies(photos) if args.balance else None, args.label_smoothing),

@@ -24,6 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from models.checkpoint import digest
+from training.batch_norm import share_running_statistics, training_mode
 from training.recipe import Recipe, check_same, deciding_options
 
 
@@ -111,6 +112,9 @@ def fit(
         row |= _train_epoch(trained, loader, optimizer, schedule, ema, task, recipe, accelerator,
                             f"epoch {epoch + 1}/{recipe.epochs}")
         seconds = time.perf_counter() - started
+        if accelerator.num_processes > 1:
+            for module in (model, eval_model):
+                share_running_statistics(module)
         row |= {"seconds": round(seconds, 2), "images_per_s": round(len(task.dataset) / seconds, 1)}
         eval_model.eval()
         row |= task.evaluate(eval_model, accelerator)
@@ -138,7 +142,7 @@ def _train_epoch(
     task: Task, recipe: Recipe, accelerator: Accelerator, title: str,
 ) -> dict:
     """One pass over the data. Returns the means over all images of what the loss reports."""
-    model.train()
+    training_mode(model)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     totals: dict[str, float] = {}  # sums over images: the loss, and what it reports
     images = 0
