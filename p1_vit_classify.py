@@ -14,7 +14,7 @@ are an ensemble: the mean of their probabilities.
 
 A checkpoint is a file of this project, or a ViT that transformers or pytorch_pretrained_vit saved.
 --model also takes hf:owner/name and the name of any of timm's image classifiers, convolutional ones
-too; train starts from what --model names.
+too; train starts from what --model names, and may learn from other classifiers (--teacher).
 
 What to expect: eval on the course's 447 validation photos gives 91.5 % with the default checkpoint.
 docs/results.md has accuracy, data and time for each command, docs/training.md the training recipes.
@@ -51,6 +51,7 @@ from inference.options import BATCH_SIZES, add_command, add_run_options
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.sweep import sweep
+from training.teacher_options import complete_teacher_options
 
 HERE = Path(__file__).resolve().parent
 RECORDED = ("accuracy", "accuracy_95", "correct", "total", "loss", "precision")
@@ -207,7 +208,10 @@ def make_parser():
 
 
 def main():
-    args = make_parser().parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
+    if args.command == "train":
+        complete_teacher_options(args, parser)
     return args.run(args)
 
 

@@ -135,6 +135,7 @@ positive_int = _number(int, lambda value: value >= 1, "a whole number, 1 or more
 natural = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
 fraction = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 non_negative = _number(float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
+positive = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 

@@ -17,6 +17,7 @@ from inference.options import (
     add_search_options,
 )
 from training.recipe import Recipe
+from training.teacher_options import add_teacher_options
 
 # A decoder that no checkpoint gives.
 FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
@@ -124,6 +125,7 @@ def add_classifier_training(parser: argparse.ArgumentParser) -> None:
     add_augment_option(recipe, ["crop", "flip"])
     recipe.add_argument("--mixup", type=non_negative, default=0.0, metavar="ALPHA",
                         help="mix photos in pairs by a Beta(ALPHA, ALPHA) share; 0 for none")
+    add_teacher_options(parser)
 
 
 # --- captioners -----------------------------------------------------------------------------------
