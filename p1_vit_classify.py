@@ -13,7 +13,8 @@ ckpt/pets_vit_tiny.safetensors (37 pet breeds), which comes with the project. Se
 are an ensemble: the mean of their probabilities.
 
 A checkpoint is a file of this project, or a ViT that transformers or pytorch_pretrained_vit saved.
---model also takes hf:owner/name and timm's names; train starts from what --model names.
+--model also takes hf:owner/name and the name of any of timm's image classifiers, convolutional ones
+too; train starts from what --model names, and may learn from other classifiers (--teacher).
 
 What to expect: eval on the course's 447 validation photos gives 91.5 % with the default checkpoint.
 docs/results.md has accuracy, data and time for each command, docs/training.md the training recipes.
@@ -49,6 +50,7 @@ from inference.options import BATCH_SIZES, add_command, add_run_options
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.sweep import sweep
+from training.teacher_options import complete_teacher_options
 
 HERE = Path(__file__).resolve().parent
 RECORDED = ("accuracy", "accuracy_95", "correct", "total", "loss", "precision")
@@ -146,7 +148,7 @@ def draw(classifier, paths, probabilities: np.ndarray, targets: np.ndarray, fold
 
 
 def train(args):
-    """Fine-tune a ViT, or train one from random weights."""
+    """Fine-tune a classifier, or train one from random weights."""
     from training.classify import train_classifier
 
     train_classifier(args)
@@ -155,7 +157,7 @@ def train(args):
 def average(args):
     """One checkpoint with the mean of several checkpoints' weights."""
     check_outputs({"--output": args.output}, {"--checkpoint": args.checkpoint})
-    from models.vit import average_classifiers, save_classifier
+    from models.classifier import average_classifiers, save_classifier
 
     classifier = average_classifiers(args.checkpoint)
     save_classifier(args.output, classifier, **classifier.metadata)
@@ -192,7 +194,7 @@ def make_parser():
     evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
 
     add_classifier_training(add_command(commands, "train", train,
-                                        "fine-tune a ViT, or train one from random weights"))
+                                        "fine-tune a classifier, or train one from random weights"))
     averaging = add_command(commands, "average", average,
                             "one checkpoint with the mean of several checkpoints' weights")
     averaging.add_argument("--checkpoint", nargs="+", required=True, metavar="FILE",
@@ -208,7 +210,10 @@ def make_parser():
 
 
 def main():
-    args = make_parser().parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
+    if args.command == "train":
+        complete_teacher_options(args, parser)
     return args.run(args)
 
 

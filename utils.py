@@ -192,6 +192,7 @@ natural = _number(int, lambda value: 0 <= value < 2**31, "a whole number from 0 
 fraction = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 non_negative = _number(float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
 power = _number(float, lambda value: 0 <= value <= 100, "a number from 0 to 100")
+positive = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
 
 

@@ -33,7 +33,7 @@ def build(options):
     """The shipped (or given) checkpoint, or a model with random weights."""
     import torch
 
-    from models.vit import build_classifier, load_classifier
+    from models.classifier import build_classifier, load_classifier
 
     if not options.model:
         return load_classifier(options.checkpoint)

@@ -15,7 +15,7 @@ from data.batches import normalized_batches
 from data.compute import Compute, autocast
 from data.photos import report_unreadable
 from models.checkpoint import check_output
-from models.vit import Classifier, open_vit
+from models.classifier import Classifier, open_classifier
 
 Unreadable = list[tuple[Path, str]]  # files that could not be read, and why
 
@@ -26,7 +26,7 @@ def load_classifiers(sources: Sequence[str | Path]) -> list[Classifier]:
     Raises UserError where the first has no labels, or where not all have the same labels in the
     same order.
     """
-    classifiers = [replace(open_vit(source, pretrained=True), source=str(source))
+    classifiers = [replace(open_classifier(source, pretrained=True), source=str(source))
                    for source in sources]
     first = classifiers[0]
     if not first.classes:

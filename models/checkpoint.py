@@ -36,21 +36,24 @@ def save_checkpoint(
     path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write ``tensors`` (floating ones as ``dtype``) and ``metadata`` to one file, whole. UserError
-    for numbers that are not finite, or not in ``dtype``: nothing is written."""
-    stored = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
-        .contiguous()
-        for name, tensor in tensors.items()
-    }
+    """Write ``tensors`` (floating ones as ``dtype`` where that can hold them) and ``metadata`` to
+    one file, whole. UserError for numbers that are not finite: nothing is written."""
+    stored = {name: _narrowed(tensor.detach().cpu(), dtype).contiguous()
+              for name, tensor in tensors.items()}
     odd = _not_finite(stored)
     if odd:
-        raise UserError(f"{path} was not written: {odd[0]} holds NaN or infinity, or numbers too "
-                        f"large for {dtype}")
+        raise UserError(f"{path} was not written: {odd[0]} holds NaN or infinity")
     text = json.dumps({"format": FORMAT, **metadata})
     with whole_file(path) as temporary:
         # "pt" is what other libraries look for; ours is the second key.
         save_file(stored, temporary, metadata={"format": "pt", "checkpoint": text})
+
+
+def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``tensor`` as ``dtype``; as it is where that has no such numbers. BatchNorm's running
+    variance can exceed float16's 65,504."""
+    narrowed = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return narrowed if narrowed.isfinite().all() else tensor
 
 
 def check_recordable(source: str | Path) -> None:

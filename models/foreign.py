@@ -11,6 +11,7 @@ import difflib
 import inspect
 import math
 import re
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from utils import UserError, one_line, warn
 import timm
 from timm.data import ImageNetInfo
 from timm.layers import LayerNorm
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from models.convert import TRANSFORMERS, Layout, Tensors, bare_vit, to_timm, vit_layout
 from models.hub import beside
@@ -42,21 +44,23 @@ class ForeignViT:
     """What a classifier is made of."""
 
     tensors: Tensors  # under timm's keys
-    architecture: dict  # {"name", "args"} as models.vit takes them
-    preprocessing: dict  # fields of data.Transform, without the size
+    architecture: dict  # {"name", "args"} as models.classifier takes them
+    preprocessing: dict  # fields of data.Transform, without the size of a ViT
     classes: list[str]  # label of each logit
     names: dict[str, str]  # label -> readable name
 
 
 def foreign_vit(tensors: Tensors, path: Path) -> ForeignViT:
-    """A ViT in a layout that ``models.convert`` knows, or in timm's with timm's config.json beside
-    it. Raises UserError for anything else."""
+    """A ViT in a layout that ``models.convert`` knows, or any of timm's classifiers with timm's
+    config.json beside it. Raises UserError for anything else."""
     first = ", ".join(list(tensors)[:3])
     tensors = bare_vit(tensors, path)
     layout, config = vit_layout(tensors), beside(path, "config.json")
-    if layout is None and "patch_embed.proj.weight" not in tensors:
+    if (layout is None and "patch_embed.proj.weight" not in tensors
+            and "architecture" not in config):
         raise UserError(f"{path} is not a checkpoint of this project, nor a ViT in a layout known "
-                        f"here (its first keys: {first})")
+                        f"here (its first keys: {first}); another model of timm's needs timm's "
+                        "config.json beside it")
     try:
         if layout is None:
             return _from_timm(tensors, config, path)
@@ -131,8 +135,9 @@ def _from_timm(tensors: Tensors, config: dict, path: Path) -> ForeignViT:
     labels = list(labels.values() if isinstance(labels, dict) else labels)
     if len(labels) == len(classes):
         names = {str(index): str(told.get(label, label)) for index, label in enumerate(labels)}
-    return ForeignViT(tensors, {"name": config["architecture"], "args": args},
-                      fields | {"resize": timm_resize(described)}, classes, names)
+    fields |= {"resize": timm_resize(described), "size": tuple(described["input_size"][1:])}
+    return ForeignViT(tensors, {"name": config["architecture"], "args": args}, fields, classes,
+                      names)
 
 
 def timm_resize(config: dict) -> str:
@@ -155,12 +160,15 @@ def imagenet_or_numbers(count: int) -> tuple[list[str], dict[str, str]]:
 
 
 def nearest_names(name: str) -> list[str]:
-    """timm's names of ViTs that are nearest to ``name``, which may be another library's
-    (``ViT-B/16``, ``vit_b_16``, ``B_16_imagenet1k``)."""
+    """timm's names that are nearest to ``name``, which may be another library's name of a ViT
+    (``ViT-B/16``, ``vit_b_16``, ``B_16_imagenet1k``); of the same family where it can be told."""
     known = [known for module in ("vision_transformer", "vision_transformer_hybrid", "deit")
              for known in timm.list_models(module=module)]
     plain = re.sub(r"[^a-z0-9.]+", "_", name.lower())
     size = re.match(r"(?:vit_)?(ti|[tsblh])_?(\d+)(?![a-z0-9])", plain)
+    family = plain.partition("_")[0]
+    if not size and family not in ("vit", "deit"):
+        known = [other for other in timm.list_models() if other.startswith(family)] or known
     full = size and f"vit_{SIZES[size[1]]}_patch{size[2]}_224"
     return [*[full] * (full in known), *(
         near for near in difflib.get_close_matches(plain, known, 4, 0) if near != full)][:4]
@@ -174,16 +182,21 @@ def for_timm(args: dict) -> dict:
     return args
 
 
-def for_model(model: VisionTransformer, tensors: Tensors, source: object) -> Tensors:
+def for_model(model: nn.Module, tensors: Tensors, source: object) -> Tensors:
     """Tensors in any layout known, for a model whose position embedding may have another grid."""
     tensors = to_timm(bare_vit(tensors, source), source)
-    theirs, ours = (getattr(weights, "shape", ())[2:] for weights in (
-        tensors.get("patch_embed.proj.weight"), model.patch_embed.proj.weight))
-    if theirs and theirs != ours:  # timm would resample them
-        raise UserError(f"{source} does not fit the model: its patches have {theirs[0]} × "
-                        f"{theirs[1]} pixels, the model's {ours[0]} × {ours[1]}")
+    if isinstance(model, VisionTransformer):
+        theirs, ours = (getattr(weights, "shape", ())[2:] for weights in (
+            tensors.get("patch_embed.proj.weight"), model.patch_embed.proj.weight))
+        if theirs and theirs != ours:  # timm would resample them
+            raise UserError(f"{source} does not fit the model: its patches have {theirs[0]} × "
+                            f"{theirs[1]} pixels, the model's {ours[0]} × {ours[1]}")
+    # Most families of timm have one, which also knows older layouts of their own.
+    adapt = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
     try:
-        return checkpoint_filter_fn(tensors, model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what its resampling of tables does is deprecated
+            return adapt(tensors, model) if adapt else tensors
     except Exception as error:  # tensors of another model fail in many ways there
         raise UserError(f"{source} does not fit the model: {one_line(error)}") from None
 

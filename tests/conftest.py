@@ -123,15 +123,22 @@ def text_cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "hw3"
 
 
-def write_classifier(path: Path, classes=CLASSES, seed: int = 0, **options) -> Path:
+def write_classifier(
+    path: Path, classes=CLASSES, seed: int = 0, model: str = TINY, **options
+) -> Path:
     import torch
 
-    from models.vit import build_classifier, save_classifier
+    from models.classifier import build_classifier, save_classifier
 
     torch.manual_seed(seed)
     names = {label: f"name {label}" for label in classes}
-    classifier = build_classifier(TINY, list(classes), names, **{"image_size": 32, **options})
+    classifier = build_classifier(model, list(classes), names, **{"image_size": 32, **options})
     with torch.no_grad():  # timm starts the head at zero: every class would tie
-        classifier.model.head.weight.normal_()
+        for parameter in classifier.head:
+            if parameter.ndim == 2:
+                parameter.normal_()
+        for name, buffer in classifier.model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):  # as after a training
+                buffer.uniform_(0.5, 2)
     save_classifier(path, classifier)
     return path

@@ -63,7 +63,7 @@ def test_the_harmful_files_would_do_harm(tmp_path):
     ({"depth": 10**9}, "depth"), ({"img_size": 48}, "pixels for a ViT that takes"),
 ])
 def test_a_description_reaches_no_other_argument_of_timm(args, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         described_vit({"name": TINY, "args": args}, {"size": [32, 32]})
 
 

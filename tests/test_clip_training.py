@@ -323,7 +323,7 @@ def test_a_resumed_training_must_repeat_its_options_and_data(tmp_path, head, cap
     (["train", "--checkpoint", "x", "--name-vectors", "x"], "--name-vectors needs --wordnet"),
     (["words", "--wordnet", "gone"], "cannot read gone/data.noun"),
     (["words", "--wordnet", "gone", "--images", "x"], "1 image folders and 0 caption files"),
-    (["words", "--wordnet", "wordnet", "--vit", "nonsense"], "timm knows no vision transformer"),
+    (["words", "--wordnet", "wordnet", "--vit", "nonsense"], "timm knows no model"),
     (["words", "--wordnet", "wordnet", "--name-vectors", "gone.npz"], "cannot read gone.npz"),
     (["words", "--wordnet", "wordnet", "--name-vectors", "few.npz"],
      "few.npz lacks 1 of ImageNet's class names (tench)"),

@@ -22,9 +22,10 @@ from torch import nn
 from data.transform import Transform
 from models.attention import capture_attention
 from models.checkpoint import load_strict, read_tensors, record_result
+from models.classifier import build_classifier, load_classifier, save_classifier
 from models.clip import open_clip
 from models.gpt2 import GPT2, from_gpt2, gpt2_config
-from models.vit import build_classifier, build_vit, load_classifier, open_vit, save_classifier
+from models.vit import build_vit, open_vit
 
 # image, patch, width, heads, layers, hidden: heads of 64 need no config.json
 SIZES = [(32, 8, 64, 1, 2, 100), (48, 16, 128, 2, 3, 128)]

@@ -26,8 +26,8 @@ from data.photos import list_images
 from inference.arrays import npz_writer
 from metrics import faithfulness
 from models import attention
+from models.classifier import load_classifier
 from models.positions import position_embedding, sincos2d
-from models.vit import load_classifier
 
 MAP, POSITIONS = "p1_attn_map.py", "p1_pos_embed_vis.py"
 CPU = ["--device", "cpu", "--precision", "fp32"]
@@ -296,7 +296,7 @@ def test_the_tile_of_a_patch_is_at_its_place_with_one_scale(tmp_path, monkeypatc
 @pytest.mark.parametrize("words, status, message", [
     (["--model", "vit_small_patch16_dinov3"], 1, "vit_small_patch16_dinov3 is a Eva with rotary"),
     (["--checkpoint", "gone.safetensors"], 1, "gone.safetensors does not exist"),
-    (["--model", "nobody"], 1, "timm knows no vision transformer nobody"),
+    (["--model", "nobody"], 1, "timm knows no model nobody"),
     (["--tiles"], 2, "--tiles"),
     *[([option, "cpu"], 2, option) for option in (
         "--device", "--precision", "--batch-size", "--limit", "--seed")],

@@ -32,7 +32,7 @@ from PIL import Image
 import p1_vit_classify
 from data.photos import list_images
 from metrics import accuracy
-from models.vit import load_classifier
+from models.classifier import load_classifier
 
 SCRIPT = "p1_vit_classify.py"
 CPU = ["--device", "cpu", "--precision", "fp32"]
@@ -299,7 +299,7 @@ def test_balance_unlearns_how_frequent_a_label_is(tmp_path, here, balance):
 def test_no_decay_on_norms_biases_and_position_embedding():
     from timm.optim import param_groups_layer_decay
 
-    from models.vit import build_classifier
+    from models.classifier import build_classifier
 
     model = build_classifier(TINY, CLASSES, image_size=32).model
     groups = param_groups_layer_decay(model, 0.05, model.no_weight_decay(), layer_decay=0.5)

@@ -20,7 +20,8 @@ from models.checkpoint import (
     record_result,
     save_checkpoint,
 )
-from models.vit import build_classifier, build_vit, load_classifier
+from models.classifier import build_classifier, load_classifier
+from models.vit import build_vit, open_vit
 
 
 def test_a_checkpoint_gives_the_logits_of_the_model_that_was_saved(checkpoint):
@@ -67,8 +68,7 @@ def test_a_head_is_kept_only_over_the_same_classes(checkpoint):
 
 
 @pytest.mark.parametrize("name, options, message", [
-    ("vit_of_nobody", {}, "timm knows no vision transformer vit_of_nobody; the nearest .* vit_"),
-    ("resnet18", {}, "resnet18 is a ResNet, not of timm's"),
+    ("vit_of_nobody", {}, "timm knows no model vit_of_nobody; the nearest .* vit_"),
     (TINY, {"num_heads": 5}, "--num-heads 5 does not divide test_vit's width of 64"),
     (TINY, {"image_size": 50}, "--image-size 50 is not a multiple .* try 48"),
     (TINY, {"weights": "nowhere.pth"}, "nowhere.pth does not exist"),
@@ -76,6 +76,16 @@ def test_a_head_is_kept_only_over_the_same_classes(checkpoint):
 def test_what_does_not_fit_is_named(name, options, message):
     with pytest.raises(UserError, match=message):
         build_classifier(name, CLASSES, **options)
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("resnet18", "a ResNet"), ("swin_tiny_patch4_window7_224", "a SwinTransformer"),
+    ("beit_base_patch16_224", "a Beit"), ("vit_small_patch16_dinov3", "a Eva with rotary"),
+])
+def test_what_needs_a_vit_names_what_it_got(name, kind):
+    for build in (build_vit, open_vit):
+        with pytest.raises(UserError, match=f"{name} is {kind}.*, not of timm's VisionTransformer"):
+            build(name)
 
 
 def test_pretrained_without_a_network_says_so(monkeypatch, tmp_path):

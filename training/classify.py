@@ -21,11 +21,18 @@ from torchvision.transforms import v2
 from data.batches import LabelledImages
 from data.compute import Compute
 from data.labels import class_indices, find_names, labelled_folders, sort_labels
-from data.photos import check_images, refuse_unreadable
+from data.photos import check_images, list_images, refuse_unreadable
 from data.transform import augmentation
 from figures import charts
 from inference.classify import classify
-from models.vit import Classifier, build_classifier, save_classifier
+from models.classifier import Classifier, build_classifier, save_classifier
+from training.distillation import (
+    UNLABELLED,
+    Teacher,
+    loss_with_teachers,
+    open_teachers,
+    prepare_with_teachers,
+)
 from training.loop import Task, check_out, fit_recipe
 from training.recipe import Recipe, check_files, describe_training, photos_digest
 
@@ -41,10 +48,11 @@ def train_classifier(args: argparse.Namespace) -> list[dict]:
     check_out(args.out, args.resume)
     photos = read_photos(args)
     names = find_names(args.train, args.names)
-    check_images([*photos.train.paths, *photos.val.paths])
+    teachers = open_teachers(args.teacher, photos.classes) if args.teacher else []
+    check_images([*photos.train.paths, *photos.val.paths, *photos.unlabelled])
     recipe = Recipe.from_args(args)
     classifier = starting_classifier(args, photos.classes, names)
-    task = classifier_task(classifier, photos, recipe, args)
+    task = classifier_task(classifier, photos, teachers, recipe, args)
     history = fit_recipe(classifier.model, task, recipe, args)
     warn(f"wrote {curves_file(args.out)}")
     return history
@@ -68,6 +76,7 @@ class Photos:
     classes: list[str]  # label of each class index
     train: LabelledPhotos
     val: LabelledPhotos
+    unlabelled: list[Path]  # learned from teachers alone
 
 
 def read_photos(args: argparse.Namespace) -> Photos:
@@ -78,7 +87,9 @@ def read_photos(args: argparse.Namespace) -> Photos:
     classes = sort_labels(labels)
     return Photos(classes,
                   LabelledPhotos(paths, class_indices(labels, classes, args.train)),
-                  LabelledPhotos(val_paths, class_indices(val_labels, classes, args.val)))
+                  LabelledPhotos(val_paths, class_indices(val_labels, classes, args.val)),
+                  [path for folder in args.unlabelled or ()
+                   for path in list_images(folder, args.limit)])
 
 
 def digest_of(photos: LabelledPhotos) -> str:
@@ -103,7 +114,8 @@ def starting_classifier(
         weights=None if args.pretrained is False else args.weights)
     if args.freeze:
         classifier.model.requires_grad_(False)
-        classifier.model.get_classifier().requires_grad_(True)
+        for parameter in classifier.head:
+            parameter.requires_grad_(True)
     return classifier
 
 
@@ -111,28 +123,46 @@ def starting_classifier(
 
 
 def classifier_task(
-    classifier: Classifier, photos: Photos, recipe: Recipe, args: argparse.Namespace
+    classifier: Classifier, photos: Photos, teachers: list[Teacher], recipe: Recipe,
+    args: argparse.Namespace,
 ) -> Task:
-    """What ``training.loop.fit`` needs to train ``classifier``."""
+    """What ``training.loop.fit`` needs to train ``classifier``, from labels and from teachers where
+    there are any."""
     about = describe_training(args, recipe, {
         "folder": Path(args.train).resolve().name, "images": len(photos.train.paths)})
+    log_prior = log_frequencies(photos) if args.balance else None
+    if teachers:
+        about["teachers"] = [teacher.describe() for teacher in teachers]
+        about["trained_on"]["unlabelled"] = len(photos.unlabelled)
+        prepare = prepare_with_teachers(
+            classifier, teachers, args.mixup, args.distill_temperature, recipe.compute)
+        loss = loss_with_teachers(
+            log_prior, args.label_smoothing, args.distill_temperature, args.distill_weight)
+    else:
+        prepare = make_prepare(classifier, args.mixup)
+        loss = make_loss(log_prior, args.label_smoothing)
 
     def save(path: Path, model: nn.Module, row: dict) -> None:
         save_classifier(path, classifier.with_model(model), **about, metrics=row)
 
     model = classifier.model
+    no_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     return Task(
-        dataset=LabelledImages(photos.train.paths, photos.train.targets,
-                               augmentation(args.augment, classifier.transform), recipe.seed),
-        groups=param_groups_layer_decay(model, recipe.weight_decay, model.no_weight_decay(),
+        dataset=LabelledImages(
+            [*photos.train.paths, *photos.unlabelled],
+            [*photos.train.targets.tolist(), *[UNLABELLED] * len(photos.unlabelled)],
+            augmentation(args.augment, classifier.transform), recipe.seed),
+        groups=param_groups_layer_decay(model, recipe.weight_decay, no_decay,
                                         layer_decay=args.layer_decay),
-        prepare=make_prepare(classifier, args.mixup),
-        loss=make_loss(log_frequencies(photos) if args.balance else None, args.label_smoothing),
+        prepare=prepare,
+        loss=loss,
         evaluate=partial(validate, classifier, photos.val, recipe.compute),
         save=save,
         select="val_accuracy" if photos.val.paths else None,
         settings={"classes in order": photos.classes, "training photos": digest_of(photos.train),
-                  "validation photos": digest_of(photos.val)},
+                  "validation photos": digest_of(photos.val),
+                  "unlabelled photos": photos_digest(photos.unlabelled),
+                  "teacher checkpoints": [str(teacher) for teacher in teachers] or "none"},
         after_epoch=lambda history: charts.training_curves({"": history}, curves_file(args.out)))
 
 

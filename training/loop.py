@@ -26,6 +26,7 @@ from torch import nn
 from data.compute import autocast
 from data.files import write_csv
 from models.checkpoint import check_weights, digest
+from training.batch_norm import share_running_statistics, training_mode
 from training.processes import explained_workers, forget_ranks
 from training.recipe import Recipe, check_same, deciding_options
 
@@ -37,7 +38,8 @@ class Task:
     ``prepare`` turns a collated batch on the device into what ``loss`` takes; it runs once a batch,
     so that both passes of SAM see the same mixed images. A batch is a sequence whose first element
     has one row for each image. ``loss(model, batch)`` returns the mean loss and named numbers, each
-    a mean over the batch's images, which the history keeps as ``train_<name>``.
+    a mean over the batch's images, or a pair of a mean and of how many images it is taken over; the
+    history keeps them as ``train_<name>``.
     ``evaluate(model, accelerator)`` returns metrics, the same on every process;
     ``save(path, model, row)`` writes a checkpoint. ``select`` names the metric, higher is better,
     by which the best epoch is kept; without one the last is the best.
@@ -116,6 +118,9 @@ def fit(
             row |= _train_epoch(trained, loader, optimizer, schedule, ema, task, recipe,
                                 accelerator, f"epoch {epoch + 1}/{recipe.epochs}")
         seconds = time.perf_counter() - started
+        if accelerator.num_processes > 1:
+            for module in (model, eval_model):
+                share_running_statistics(module)
         row |= {"seconds": round(seconds, 2), "images_per_s": round(len(task.dataset) / seconds, 1)}
         eval_model.eval()
         row |= task.evaluate(eval_model, accelerator)
@@ -143,10 +148,10 @@ def _train_epoch(
     task: Task, recipe: Recipe, accelerator: Accelerator, title: str,
 ) -> dict:
     """One pass over the data. Returns the means over all images of what the loss reports."""
-    model.train()
+    training_mode(model)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    totals: dict[str, float] = {}  # sums over images: the loss, and what it reports
-    images = 0
+    sums: dict[str, float] = {}  # over images: the loss, and what it reports
+    counts: dict[str, float] = {}  # how many images are in each sum
     with progress(total=len(task.dataset), title=title, unit="img",
                   hidden=not accelerator.is_main_process) as bar:
         for batches in _chunks(loader, recipe.accumulate):
@@ -180,15 +185,17 @@ def _train_epoch(
                 if not math.isfinite(means["loss"]):
                     raise Diverged(f"the loss became {means['loss']} in {title}: lower --lr")
                 for name, mean in means.items():
-                    totals[name] = totals.get(name, 0.0) + mean * count
-                images += count
-            shown = "  ".join(f"{name} {total / images:.3f}" for name, total in totals.items())
+                    mean, over = mean if isinstance(mean, tuple) else (mean, count)
+                    sums[name] = sums.get(name, 0.0) + mean * over
+                    counts[name] = counts.get(name, 0.0) + over
+            shown = "  ".join(f"{name} {total / max(counts[name], 1):.3f}"
+                              for name, total in sums.items())
             bar.set_postfix_str(f"{shown}  lr {lr:.1e}", refresh=False)
             bar.update(sum(count for count, _ in results) * accelerator.num_processes)
-    sums = torch.tensor([*totals.values(), images], dtype=torch.float32)
-    *sums, images = accelerator.reduce(sums.to(accelerator.device), "sum").tolist()
-    return {"lr": lr, **{f"train_{name}": total / images
-                         for name, total in zip(totals, sums, strict=True)}}
+    both = torch.tensor([[*sums.values()], [*counts.values()]], dtype=torch.float32)
+    both = accelerator.reduce(both.to(accelerator.device), "sum").tolist()
+    return {"lr": lr, **{f"train_{name}": total / max(count, 1)
+                         for name, total, count in zip(sums, *both, strict=True)}}
 
 
 def _chunks(iterable: Iterable, size: int) -> Iterable[list]:

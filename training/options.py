@@ -17,6 +17,7 @@ from inference.options import (
     add_search_options,
 )
 from training.recipe import CaptionOptions, Recipe
+from training.teacher_options import add_teacher_options
 
 # A decoder that no checkpoint gives.
 FRESH_DECODER = {"vocab_size": 4096, "width": 192, "layers": 4, "heads": 3}
@@ -107,12 +108,13 @@ def add_classifier_training(parser: argparse.ArgumentParser) -> None:
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME|FILE",
-                       help="timm's name, or a file or hf:owner/name to start from")
+                       help="timm's name of any image classifier, or a file or hf:owner/name to "
+                            "start from")
     model.add_argument("--pretrained", action=argparse.BooleanOptionalAction,
                        help="start from --weights, or from timm's for this name (network)")
     model.add_argument("--weights", metavar="FILE", help="start from this state dict or checkpoint")
     model.add_argument("--image-size", type=positive_int, metavar="PIXELS",
-                       help="input side; the position embedding is resampled to it")
+                       help="input side; a ViT's position embedding is resampled to it")
     model.add_argument("--resize", choices=("crop", "squash"), default="crop",
                        help="centre crop, or the whole photo made square")
     model.add_argument("--crop-pct", type=share, metavar="SHARE",
@@ -131,6 +133,7 @@ def add_classifier_training(parser: argparse.ArgumentParser) -> None:
     add_augment_option(recipe, ["crop", "flip"])
     recipe.add_argument("--mixup", type=non_negative, default=0.0, metavar="ALPHA",
                         help="mix photos in pairs by a Beta(ALPHA, ALPHA) share; 0 for none")
+    add_teacher_options(parser)
 
 
 # --- captioners -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from data.files import markdown_table, write_csv
 from figures import charts
 from metrics import accuracy
 from training.options import add_classifier_training
+from training.teacher_options import complete_teacher_options
 
 
 def sweep(args: argparse.Namespace) -> None:
@@ -62,7 +63,9 @@ def setting_arguments(args: argparse.Namespace, setting: dict[str, str]) -> argp
     parser = ArgumentParser(prog="p1_vit_classify.py sweep")
     add_classifier_training(parser)
     words = ["--train", args.train, "--out", str(Path(args.out) / folder), *option_words(setting)]
-    return parser.parse_args(words, argparse.Namespace(**vars(args)))
+    parsed = parser.parse_args(words, argparse.Namespace(**vars(args)))
+    complete_teacher_options(parsed, parser)
+    return parsed
 
 
 def option_words(setting: dict[str, str]) -> list[str]:
