@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from utils import UserError, one_line, progress, warn, whole_file
@@ -199,13 +200,8 @@ def _train_epoch(
 
 
 def _chunks(iterable: Iterable, size: int) -> Iterable[list]:
-    chunk = []
-    for item in iterable:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    rest = iter(iterable)
+    while chunk := list(islice(rest, size)):
         yield chunk
 
 

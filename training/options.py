@@ -1,7 +1,4 @@
-"""Options of every training command. Defaults of the recipe come from ``training.recipe``.
-
-Needs no torch, so that --help and wrong usage take no time.
-"""
+"""Options of every training command; their defaults come from ``training.recipe``. No torch."""
 
 from __future__ import annotations
 
