@@ -146,6 +146,7 @@ def classifier_task(
         save_classifier(path, classifier.with_model(model), **about, metrics=row)
 
     model = classifier.model
+    fingerprints = [teacher.fingerprint() for teacher in teachers]
     no_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     return Task(
         dataset=LabelledImages(
@@ -162,7 +163,7 @@ def classifier_task(
         settings={"classes in order": photos.classes, "training photos": digest_of(photos.train),
                   "validation photos": digest_of(photos.val),
                   "unlabelled photos": photos_digest(photos.unlabelled),
-                  "teacher checkpoints": [str(teacher) for teacher in teachers] or "none"},
+                  "teacher checkpoints": fingerprints or "none"},
         after_epoch=lambda history: charts.training_curves({"": history}, curves_file(args.out)))
 
 

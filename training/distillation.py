@@ -43,7 +43,7 @@ class Teacher:
         """What the student's checkpoint keeps of it."""
         return {"file": Path(self.file).name, "digest": self.digest, "share": self.share}
 
-    def __str__(self) -> str:
+    def fingerprint(self) -> str:
         """What a resumed training must find unchanged."""
         rows, cols = self.classifier.transform.size
         return f"{self.digest[:12]} (share {self.share:.3g}, {rows} × {cols} pixels)"
