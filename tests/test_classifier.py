@@ -119,6 +119,7 @@ def test_a_head_is_kept_only_over_the_same_classes(tmp_path, name):
             assert all(same) == kept
 
 
+@pytest.mark.filterwarnings("ignore")  # of timm's resampling
 def test_tables_that_depend_on_the_image_size_are_resampled(tmp_path):
     source = timm.create_model("test_coatnet", img_size=64)
     save_file(source.state_dict(), tmp_path / "plain.safetensors")
