@@ -33,9 +33,9 @@ import random
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 from utils import (
     EXIT_SOME_UNREADABLE,
-    ArgumentParser,
     UserError,
     positive_int,
     print_some,
@@ -57,6 +57,7 @@ from data.photos import image_paths, list_images, load_image, report_unreadable
 from figures import charts
 from inference.clip import image_features, kept_image_features, open_clip, text_features
 from inference.options import BATCH_SIZES, add_run_options
+from inference.parser import Parser
 from inference.zeroshot import (
     TEMPLATE,
     TEMPLATES,
@@ -260,7 +261,7 @@ COMMANDS = {
 
 
 def make_parser():
-    parser = ArgumentParser(prog="clip_zeroshot.py", description=__doc__)
+    parser = Parser(prog="clip_zeroshot.py", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands = {}
     for name, (function, text) in COMMANDS.items():

@@ -27,9 +27,11 @@ that it attends to are, for each head of --layer (Dosovitskiy et al. 2021, Fig. 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, run, warn, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import EXIT_SOME_UNREADABLE, UserError, run, warn, write_json
 
 import numpy as np
 
@@ -48,6 +50,7 @@ from data.photos import (
 from figures import charts, maps
 from inference.arrays import npz_writer
 from inference.options import BATCH_SIZES, add_run_options
+from inference.parser import Parser
 from metrics import faithfulness
 
 HERE = Path(__file__).resolve().parent
@@ -166,7 +169,7 @@ def draw_all(classifier, paths, compute, args):
 
     model = classifier.model
     figures, sheets = figure_files(Path(args.output), paths)
-    target = classifier.index_of(args.target) if args.target else None
+    target = classifier.index_of(args.target, "--class") if args.target else None
     unreadable, rows, kept, sheet = [], [], [], []
     for names, images in normalized_batches(
             classifier.transform, paths, compute, unreadable, "attention"):
@@ -219,7 +222,7 @@ def faithfulness_table(classifier, paths, compute, args):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p1_attn_map.py", description=__doc__)
+    parser = Parser(prog="p1_attn_map.py", description=__doc__)
     parser.add_argument("--images", nargs="+", default=[str(HERE / "samples")], metavar="PATH",
                         help="image files, or one folder")
     parser.add_argument("--output", default="runs/attention", metavar="DIR",

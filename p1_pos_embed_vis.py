@@ -20,9 +20,11 @@ pairs: where the first two are clearly larger, the cross is there, even if it is
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from utils import ArgumentParser, UserError, run, warn, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import UserError, run, warn, write_json
 
 import numpy as np
 
@@ -30,6 +32,7 @@ from ckpt import registry
 from data.files import check_outputs
 from figures import maps
 from inference.arrays import npz_writer
+from inference.parser import Parser
 
 # --- compute ------------------------------------------------------------------------------------
 
@@ -86,7 +89,7 @@ def read_embeddings(sources, pretrained, weights):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p1_pos_embed_vis.py", description=__doc__)
+    parser = Parser(prog="p1_pos_embed_vis.py", description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="NAME|FILE",
                         help="timm's name, hf:owner/name, a file, or sincos2d; may be repeated")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="FILE",

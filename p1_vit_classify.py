@@ -25,11 +25,12 @@ points to either side, so a test of that size cannot tell two settings apart tha
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 from utils import (
     EXIT_SOME_UNREADABLE,
-    ArgumentParser,
     UserError,
     print_some,
     printable,
@@ -47,6 +48,7 @@ from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
 from figures import charts
 from inference.options import BATCH_SIZES, add_command, add_run_options
+from inference.parser import Parser
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.sweep import sweep
@@ -168,7 +170,7 @@ def average(args):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p1_vit_classify.py", description=__doc__)
+    parser = Parser(prog="p1_vit_classify.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     predicting = add_command(commands, "predict", predict,

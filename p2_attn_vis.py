@@ -29,11 +29,13 @@ of patches; "peak" is the patch with the most attention.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, printable, run, warn, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import EXIT_SOME_UNREADABLE, UserError, printable, run, warn, write_json
 
 import numpy as np
 
@@ -56,6 +58,7 @@ from inference.options import (
     add_run_options,
     add_search_options,
 )
+from inference.parser import Parser
 
 HERE = Path(__file__).resolve().parent
 END = "<end>"
@@ -227,7 +230,7 @@ def draw_best_and_worst(captioner, paths, texts, args, compute, unreadable) -> d
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p2_attn_vis.py", description=__doc__)
+    parser = Parser(prog="p2_attn_vis.py", description=__doc__)
     parser.add_argument("--images", nargs="+", default=[str(HERE / "samples" / "scenes")],
                         metavar="FILE|DIR", help="image files, or one folder")
     parser.add_argument("--output", default="runs/words", metavar="DIR", help="folder for figures")

@@ -29,9 +29,11 @@ change a value; compare two systems on the same images image by image (--per-ima
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, fraction, run, warn, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import EXIT_SOME_UNREADABLE, UserError, fraction, run, warn, write_json
 
 from ckpt import registry
 from data.captions import (
@@ -53,6 +55,7 @@ from inference.options import (
     add_scoring_options,
     add_search_options,
 )
+from inference.parser import Parser
 from metrics.captions import describe
 from metrics.clipscore import PREFIX
 from training.options import add_caption_training, add_language_training
@@ -190,7 +193,7 @@ def blend(args):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p2_caption.py", description=__doc__)
+    parser = Parser(prog="p2_caption.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     predicting = add_command(commands, "predict", predict,

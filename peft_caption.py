@@ -31,9 +31,11 @@ few photos.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, non_negative, run, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import EXIT_SOME_UNREADABLE, non_negative, run, write_json
 
 from ckpt import registry
 from data.captions import captioned_images, write_predictions
@@ -49,6 +51,7 @@ from inference.options import (
     add_scoring_options,
     add_search_options,
 )
+from inference.parser import Parser
 from training.options import PEFT_LR, add_peft_training
 
 SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
@@ -144,7 +147,7 @@ def rate(text):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="peft_caption.py", description=__doc__)
+    parser = Parser(prog="peft_caption.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     training = add_command(commands, "train", train, "train one method over a frozen base")

@@ -44,7 +44,7 @@ def read_labels(
     if missing:
         raise UserError(f"{labels_csv} has no label for {len(missing)} of {len(paths)} images, "
                         f"the first is {missing[0]}")
-    return _as_known([table[path.name] for path in paths], known_classes)
+    return as_known([table[path.name] for path in paths], known_classes)
 
 
 def labels_in_names(paths: Sequence[Path], known_classes: Classes | None = None) -> list[str]:
@@ -65,8 +65,8 @@ def _split_names(
     stems = [path.stem for path in paths]
     before_first = [stem[:max(stem.find("_"), 0)] for stem in stems]
     before_last = [stem[:max(stem.rfind("_"), 0)] for stem in stems]
-    rules = {"first": _as_known(before_first, known_classes),
-             "last": _as_known(before_last, known_classes)}
+    rules = {"first": as_known(before_first, known_classes),
+             "last": as_known(before_last, known_classes)}
     end_in_number = sum(bool(re.search(r"_\d+$", stem)) for stem in stems)
     begin_with_number = sum(bool(re.match(r"\d+_", stem)) for stem in stems)
     rule = "last" if 2 * end_in_number > len(stems) >= 2 * begin_with_number else "first"
@@ -79,7 +79,7 @@ def _split_names(
     return rules[rule], about if rules["first"] != rules["last"] else ""
 
 
-def _as_known(labels: Sequence[str], known_classes: Classes | None) -> list[str]:
+def as_known(labels: Sequence[str], known_classes: Classes | None = None) -> list[str]:
     """``labels`` as the known classes call them, and unknown ones as they are. Without known
     classes: as they are, but where all are numbers, 11.0, as table programs write it, is 11."""
     if not known_classes:
@@ -182,8 +182,9 @@ def class_indices(
     unknown = sort_labels([label for label in labels if label not in index])
     if unknown:
         first, *_, last = (f"{label} {name}".strip() for label, name in [*names.items()] * 2)
-        near = difflib.get_close_matches(unknown[0], [*names, *names.values()], 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        spelled = {_plain(text): text for text in (*names, *names.values())}
+        near = difflib.get_close_matches(_plain(unknown[0]), spelled, 1)
+        hint = f" (did you mean {spelled[near[0]]}?)" if near else ""
         raise UserError(f"label {unknown[0]}{hint} in {source} is none of {owner}'s {len(index)} "
                         f"labels ({first} … {last}); {remedy}")
     return np.array([index[label] for label in labels], dtype=np.int64)

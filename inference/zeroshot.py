@@ -17,6 +17,7 @@ import numpy as np
 
 from data.files import read_lines
 from inference.clip import text_features
+from inference.parser import understood
 from metrics import accuracy
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def read_templates(words: Iterable[str]) -> dict[str, list[str]]:
     """
     groups: dict[str, list[str]] = {}
     for word in words:
+        word = word if Path(word).is_file() else understood(word, TEMPLATES)
         if word in TEMPLATES:
             groups[word] = list(TEMPLATES[word])
         elif "{" not in word and Path(word).is_file():

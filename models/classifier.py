@@ -13,6 +13,7 @@ from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from data.labels import as_known, class_indices
 from data.transform import Transform
 from models.checkpoint import check_kind, load_strict, read_tensors, rebuild, save_checkpoint
 from models.foreign import fine_tuned, for_model, foreign_vit, imagenet_or_numbers
@@ -53,13 +54,13 @@ class Classifier:
         names = head_names(self.architecture, len(self.classes))
         return [parameter for name, parameter in self.model.named_parameters() if name in names]
 
-    def index_of(self, label: str) -> int:
-        """The logit of a label or of a readable name; UserError where there is none."""
-        for index, known in enumerate(self.classes):
-            if label in (known, self.name_of(known)):
-                return index
-        raise UserError(f"the model has no class {label}; it has for example "
-                        f"{', '.join(self.name_of(known) for known in self.classes[:4])}")
+    def index_of(self, label: str, option: str) -> int:
+        """The logit of a label or of a readable name, which ``option`` gives; UserError where there
+        is none."""
+        if not self.classes:
+            raise UserError(f"{option} {label}: the model has no classification head; leave it out")
+        known = {label: self.names.get(label, "") for label in self.classes}
+        return int(class_indices(as_known([label], known), known, option, remedy="give one")[0])
 
     def with_model(self, model: nn.Module) -> Classifier:
         """The same classifier with other weights, such as a moving average."""

@@ -89,7 +89,7 @@ def test_any_vit_of_timms_by_name(tmp_path, photos, here):
 
 def test_relevance_for_a_chosen_class(tmp_path, photos, checkpoint, here):
     maps = []
-    for name in ("0", "name 1"):
+    for name in ("0", "Name_1"):
         result = here("--images", photos, "--limit", "1", "--output", tmp_path, "--checkpoint",
                       checkpoint, "--method", "relevance", "--class", name, "--npz",
                       tmp_path / "maps.npz", *CPU)
@@ -132,7 +132,8 @@ def test_deletion_of_a_model_that_uses_one_patch():
     (["--images", "photos/0_000.png", "gone.png"], 1, "gone.png is no file"),
     (["--images", "photos", "--layer", "9"], 1, "layer 9 does not exist"),
     (["--images", "photos", "--heads", "each", "--method", "rollout"], 1, "mixes the heads"),
-    (["--images", "photos", "--method", "relevance", "--class", "dog"], 1, "no class dog"),
+    (["--images", "photos", "--method", "relevance", "--class", "nam 1"], 1,
+     "did you mean name 1?"),
     (["--images", "photos", "--class", "0"], 1, "--class goes with --method relevance"),
     (["--images", "photos", "--faithfulness", "--npz", "x.npz"], 1, "--npz has no effect with"),
     (["--images", "photos", "--faithfulness", "--layer", "0"], 1, "--layer has no effect with"),

@@ -153,8 +153,7 @@ def _train_epoch(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, float] = {}  # over images: the loss, and what it reports
     counts: dict[str, float] = {}  # how many images are in each sum
-    with progress(total=len(task.dataset), title=title, unit="img",
-                  hidden=not accelerator.is_main_process) as bar:
+    with progress(total=len(task.dataset), title=title, unit="img") as bar:
         for batches in _chunks(loader, recipe.accumulate):
             batches = [task.prepare([part.to(accelerator.device) for part in batch])
                        for batch in batches]

@@ -9,10 +9,11 @@ import argparse
 import itertools
 from pathlib import Path
 
-from utils import ArgumentParser, UserError, warn, write_text
+from utils import UserError, warn, write_text
 
 from data.files import markdown_table, write_csv
 from figures import charts
+from inference.parser import Parser
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.teacher_options import complete_teacher_options
@@ -60,7 +61,7 @@ def combinations(vary: list[str]) -> list[dict[str, str]]:
 def setting_arguments(args: argparse.Namespace, setting: dict[str, str]) -> argparse.Namespace:
     """The arguments of ``train`` for one setting of a sweep, parsed as if they were typed."""
     folder = "_".join(f"{key}-{value}" for key, value in setting.items()).replace("/", "-")
-    parser = ArgumentParser(prog="p1_vit_classify.py sweep")
+    parser = Parser(prog="p1_vit_classify.py sweep")
     add_classifier_training(parser)
     words = ["--train", args.train, "--out", str(Path(args.out) / folder), *option_words(setting)]
     parsed = parser.parse_args(words, argparse.Namespace(**vars(args)))
