@@ -49,7 +49,12 @@ from data.photos import (
 )
 from figures import charts, maps
 from inference.arrays import npz_writer
-from inference.options import BATCH_SIZES, add_run_options
+from inference.options import (
+    BATCH_SIZES,
+    add_fine_tuned_options,
+    add_names_option,
+    add_run_options,
+)
 from inference.parser import Parser
 from metrics import faithfulness
 
@@ -245,7 +250,8 @@ def make_parser():
                        help="timm's name, hf:owner/name, or a file")
     model.add_argument("--pretrained", action="store_true",
                        help="timm's weights for --model (network)")
-    model.add_argument("--weights", metavar="FILE", help="these weights for --model")
+    add_fine_tuned_options(model)
+    add_names_option(model)
     add_run_options(parser, batch_size=16)
     return parser
 
@@ -269,7 +275,7 @@ def check_figures(paths, args):
     refuse_to_replace(paths, [*figures.values(), *sheets])
     check_outputs({"--output": [*figures.values(), *sheets], "--npz": args.npz},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--model": args.model,
-                   "--weights": args.weights})
+                   "--weights": args.weights, "--names": args.names})
 
 
 def main():
@@ -282,7 +288,8 @@ def main():
     from models.vit import open_vit  # imports torch
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
-    classifier = open_vit(args.model or args.checkpoint, args.pretrained, args.weights)
+    classifier = open_vit(args.model or args.checkpoint, args.pretrained, args.weights,
+                          args.ema_weights).named(args.names, args.weights)
     classifier.model.to(compute.device)
     function = faithfulness_table if args.faithfulness else draw_all
     result, unreadable = function(classifier, paths, compute, args)

@@ -47,7 +47,13 @@ from data.files import check_outputs, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
 from figures import charts
-from inference.options import BATCH_SIZES, add_command, add_run_options
+from inference.options import (
+    BATCH_SIZES,
+    add_command,
+    add_fine_tuned_options,
+    add_names_option,
+    add_run_options,
+)
 from inference.parser import Parser
 from metrics import accuracy
 from training.options import add_classifier_training
@@ -65,11 +71,11 @@ ERRORS = 16  # photos in the figure of the most confident errors
 def predict(args):
     """The most probable label of each photo: a CSV, and the first lines on stdout."""
     paths = list_images(args.images, args.limit)
-    check_outputs({"--output": args.output}, {"--images": paths, "--checkpoint": args.checkpoint})
+    check_outputs({"--output": args.output}, {"--images": paths, **model_files(args)})
     from inference.classify import classify_with_all, load_classifiers  # these import torch
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
-    classifiers = load_classifiers(args.checkpoint)
+    classifiers = load_classifiers(args.checkpoint, args.weights, args.ema_weights, args.names)
     readable, probabilities, unreadable = classify_with_all(classifiers, paths, compute)
     labels = [classifiers[0].classes[i] for i in probabilities.argmax(1)]
     write_csv(args.output, ["filename", "label"],
@@ -89,7 +95,7 @@ def evaluate(args):
     paths = list_images(args.images, args.limit)
     figures = [Path(args.figures) / name for name in FIGURES] if args.figures else None
     check_outputs({"--output": args.output, "--figures": figures},
-                  {"--images": paths, "--labels": args.labels, "--checkpoint": args.checkpoint})
+                  {"--images": paths, "--labels": args.labels, **model_files(args)})
     if args.record and len(args.checkpoint) > 1:
         raise UserError("--record takes one checkpoint, not an ensemble; give one --checkpoint")
     from inference.classify import classify_with_all, load_classifiers  # these import torch
@@ -98,7 +104,7 @@ def evaluate(args):
     if args.record:
         check_recordable(args.checkpoint[0])
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
-    classifiers = load_classifiers(args.checkpoint)
+    classifiers = load_classifiers(args.checkpoint, args.weights, args.ema_weights, args.names)
     known = {label: classifiers[0].name_of(label) for label in classifiers[0].classes}
     indices = class_indices(read_labels(paths, args.labels, known), known,
                             args.labels or args.images)
@@ -107,6 +113,7 @@ def evaluate(args):
     targets = np.array([index_of[path] for path in readable])
     result = scores(classifiers[0], probabilities, targets) | {
         "checkpoints": [str(source) for source in args.checkpoint],
+        **({"weights": args.weights, "ema_weights": args.ema_weights} if args.weights else {}),
         "image_sizes": [classifier.preprocessing["size"] for classifier in classifiers],
         "images": str(args.images), "device": compute.device, "precision": compute.precision,
         "unreadable": len(unreadable)}
@@ -116,6 +123,11 @@ def evaluate(args):
         record_result(args.checkpoint[0], args.record, result, RECORDED)
     write_json(result, args.output)
     return EXIT_SOME_UNREADABLE if unreadable else 0
+
+
+def model_files(args) -> dict:
+    """The files that a classifier is read from, by option."""
+    return {"--checkpoint": args.checkpoint, "--weights": args.weights, "--names": args.names}
 
 
 def shown_names(classifier) -> list[str]:
@@ -185,6 +197,8 @@ def make_parser():
                              metavar="FILE", help="several: the mean of their probabilities")
         command.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
                              metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
+        add_fine_tuned_options(command, several=True)
+        add_names_option(command)
     predicting.add_argument("--output", required=True, metavar="CSV",
                             help="file to write, whole or not at all")
     evaluating.add_argument("--labels", metavar="CSV",

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils import UserError, one_line, read_json, warn
+from utils import UserError, one_line, read_json, read_text, warn
 
 import numpy as np
 
@@ -139,6 +139,29 @@ def read_names(path: str | Path) -> dict[str, str]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f'{path} must be a JSON object like {{"0": "Abyssinian", "1": "beagle"}}')
     return names
+
+
+def read_class_names(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
+    """Label -> readable name of a model's ``classes``, from a list (one name a line, or JSON) in
+    their order, or from a JSON object, label to name or name to label.
+
+    Raises UserError where the file names other classes.
+    """
+    text = read_text(path).lstrip()
+    content = read_json(path) if text[:1] in "[{" else [
+        line for line in text.splitlines() if line.strip()]
+    if isinstance(content, dict) and all(type(label) is int for label in content.values()):
+        content = {str(label): name for name, label in content.items()}  # a label2id
+    names = dict(zip(classes, content, strict=False)) if isinstance(content, list) else content
+    if not all(isinstance(name, str) and name.strip() for name in names.values()):
+        raise UserError(f"{path} must list names, or be a JSON object like "
+                        '{"0": "Abyssinian", "1": "beagle"}')
+    if len(content) != len(classes) or names.keys() != set(classes):
+        shown = ", ".join(map(str, list(content)[:3]))
+        raise UserError(f"{path} names {len(content)} classes ({shown}, …), "
+                        f"the model has {len(classes)} ({', '.join(classes[:3])}, …); give the "
+                        "names of the model's classes")
+    return {label: one_line(name) for label, name in names.items()}
 
 
 def read_classes(path: str | Path) -> dict[str, str]:

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
+import numpy as np
 import pytest
-from conftest import ROOT, error_lines, finished, run_script
+import timm
+import torch
+from conftest import (
+    ROOT,
+    TINY,
+    error_lines,
+    finished,
+    make_photo,
+    run_inside,
+    run_script,
+    write_classifier,
+)
+from makers_training import read_csv
+from PIL import Image
+from torch import nn
 
+import p1_attn_map
+import p1_pos_embed_vis
 import p1_vit_classify
+from data.photos import list_images
 from inference.parser import understood
 from inference.zeroshot import TEMPLATES, read_templates
+from models.classifier import load_classifier
 from training.options import AUGMENTATIONS
 
 P1, CLIP, P2, PEFT = "p1_vit_classify.py", "clip_zeroshot.py", "p2_caption.py", "peft_caption.py"
@@ -99,10 +119,164 @@ def test_of_several_processes_one_prints_and_any_tells_its_error(tmp_path):
     assert json.loads(left_over.stdout) == {"a": 1}  # torchrun did not start this one
 
 
-def test_a_training_of_two_processes_says_everything_once(tmp_path, photos):
-    result = finished(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-                      "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", ROOT / P1,
-                      *TRAIN, "--train", photos, "--val", photos, "--out", tmp_path / "out", *CPU)
+# --- a model that someone fine-tuned ------------------------------------------------------------
+
+
+def fine_tuned(name=TINY, seed=0, **options) -> nn.Module:
+    """What a student trained: one of timm's small models with 3 classes of their own."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, **{"num_classes": 3} | options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """A folder with best.pth, which holds a model and its moving average, and names.json."""
+    folder = tmp_path_factory.mktemp("student")
+    torch.save({"epoch": 3, "model": {f"module.{key}": tensor for key, tensor
+                                      in fine_tuned().state_dict().items()},
+                "state_dict_ema": fine_tuned(seed=1).state_dict()}, folder / "best.pth")
+    (folder / "names.txt").write_text("red square\r\ngreen square\r\nblue square\r\n\r\n")
+    return folder
+
+
+def expected(model: nn.Module, photos) -> list[str]:
+    """The label of each photo by timm's own preprocessing."""
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    batch = torch.stack([transform(Image.open(path).convert("RGB"))
+                         for path in list_images(photos)])
+    with torch.inference_mode():
+        return [str(index) for index in model(batch).argmax(1).tolist()]
+
+
+@pytest.fixture
+def here(capsys):
+    return partial(run_inside, p1_vit_classify, capsys=capsys)
+
+
+def test_predict_and_eval_with_a_models_own_weights_and_names(tmp_path, photos, student, here):
+    model = ["--model", TINY, "--weights", student / "best.pth"]
+    result = here("predict", "--images", photos, *model, "--output", tmp_path / "o.csv", *CPU,
+                  "--names", student / "names.txt")
     assert result.returncode == 0, result.stderr
-    wrote = [line for line in result.stderr.splitlines() if line.startswith("wrote ")]
-    assert len(wrote) == len(set(wrote)) == 3, wrote
+    assert [row["label"] for row in read_csv(tmp_path / "o.csv")] == expected(fine_tuned(), photos)
+    line, = error_lines(result)
+    assert "averaged (EMA) weights, state_dict_ema, which are not used" in line
+    assert "--ema-weights" in line and " square" in result.stdout
+
+    result = here("eval", "--images", photos, *model, "--ema-weights", *CPU)
+    assert result.returncode == 0 and not error_lines(result), result.stderr
+    averaged = expected(fine_tuned(seed=1), photos)
+    assert json.loads(result.stdout)["correct"] == sum(
+        label == path.name[0] for label, path in zip(averaged, list_images(photos), strict=True))
+
+
+def test_photos_may_be_labelled_with_the_names(tmp_path, student, here):
+    for label, name in enumerate(("red square", "GREEN_square", "blue square")):
+        make_photo(tmp_path / "photos" / f"{name}_1.png", label)
+    torch.save(fine_tuned().state_dict(), tmp_path / "best.pth")
+    (tmp_path / "id2label.json").write_text(
+        '{"red square": 0, "green square": 1, "blue square": 2}')
+    result = here("eval", "--images", tmp_path / "photos", "--model", TINY, "--weights",
+                  tmp_path / "best.pth", *CPU)
+    assert result.returncode == 0, result.stderr
+    assert f"the names of the classes are from {tmp_path / 'id2label.json'}" in result.stderr
+    assert {row["name"] for row in json.loads(result.stdout)["per_class"].values()} == {
+        "red square", "green square", "blue square"}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_a_convolutional_network_inside_a_module(tmp_path, photos, name, here):
+    model = fine_tuned(name)
+    torch.save({"state_dict": {f"model.net.{key}": tensor for key, tensor
+                               in model.state_dict().items()}}, tmp_path / "last.ckpt")
+    result = here("predict", "--images", photos, "--model", name, "--weights",
+                  tmp_path / "last.ckpt", "--output", tmp_path / "o.csv", *CPU)
+    assert result.returncode == 0, result.stderr
+    assert [row["label"] for row in read_csv(tmp_path / "o.csv")] == expected(model, photos)
+    result = here(*TRAIN, "--train", photos, "--model", name, "--image-size", "64", "--weights",
+                  tmp_path / "last.ckpt", "--out", tmp_path / "out", "--lr", "0", *CPU)
+    assert result.returncode == 0, result.stderr
+    stem = next(iter(dict(model.named_parameters())))
+    trained = load_classifier(tmp_path / "out" / "last.safetensors").model.state_dict()
+    torch.testing.assert_close(trained[stem], model.state_dict()[stem], atol=1e-3, rtol=1e-2)
+
+
+def test_several_files_of_one_architecture_are_an_ensemble(tmp_path, photos, here):
+    files = [tmp_path / f"{seed}.pth" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        torch.save(fine_tuned(seed=seed).state_dict(), file)
+    words = ["eval", "--images", photos, "--model", TINY, *CPU, "--weights"]
+    both, first, second = (json.loads(here(*words, *chosen).stdout)
+                           for chosen in (files, files[:1], files[1:]))
+    assert len({result["loss"] for result in (both, first, second)}) == 3
+
+
+@pytest.mark.parametrize("pooling", [{}, {"global_pool": "avg"}])
+def test_a_training_starts_from_averaged_weights(tmp_path, photos, here, pooling):
+    averaged = fine_tuned(seed=1, **pooling)
+    torch.save({"state_dict": fine_tuned(**pooling).state_dict(),
+                "state_dict_ema": averaged.state_dict()}, tmp_path / "best.pth")
+    result = here(*TRAIN, "--train", photos, "--weights", tmp_path / "best.pth", "--ema-weights",
+                  "--out", tmp_path / "out", "--lr", "0", *CPU)
+    assert result.returncode == 0, result.stderr
+    trained = load_classifier(tmp_path / "out" / "last.safetensors").model.state_dict()
+    for name in ("blocks.0.mlp.fc1.weight", "fc_norm.weight" if pooling else "norm.weight"):
+        torch.testing.assert_close(trained[name], averaged.state_dict()[name], atol=1e-3, rtol=0.01)
+
+
+def test_figures_of_a_models_own_weights(tmp_path, photos, student, capsys):
+    words = ["--images", photos, "--limit", "2", "--model", TINY, "--weights",
+             student / "best.pth", "--ema-weights"]
+    result = run_inside(p1_attn_map, *words, "--names", student / "names.txt", "--method",
+                        "relevance", "--class", "Blue_Square", "--output", tmp_path, *CPU,
+                        capsys=capsys)
+    assert result.returncode == 0, result.stderr
+    assert all(row["name"].endswith(" square") for row in json.loads(result.stdout)["images"])
+    other = write_classifier(tmp_path / "other.safetensors")
+    for option in ([], ["--ema-weights"]):
+        result = run_inside(p1_pos_embed_vis, "--model", TINY, "--weights", student / "best.pth",
+                            "--output", tmp_path / "p.png", "--npz", tmp_path / "p.npz", *option,
+                            capsys=capsys)
+        assert result.returncode == 0, result.stderr
+        positions = fine_tuned(seed=len(option)).pos_embed[0, 1:]
+        similarity = torch.nn.functional.cosine_similarity(positions[:, None], positions, dim=-1)
+        np.testing.assert_allclose(np.load(tmp_path / "p.npz")["similarity"],
+                                   similarity.detach(), atol=1e-5)
+    result = run_inside(p1_pos_embed_vis, "--checkpoint", other, "--model", TINY, "--weights",
+                        student / "best.pth", "--output", tmp_path / "p.png", capsys=capsys)
+    assert list(json.loads(result.stdout)) == ["other", TINY], result.stderr
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--model", TINY, "--ema-weights"], "give --weights FILE"),
+    (["--model", TINY, TINY, TINY, "--weights", "a.pth", "a.pth"], "2 --weights for 3 models"),
+    (["--model", TINY, "--weights", "a.pth", "--ema-weights"], "a.pth holds no averaged (EMA)"),
+    (["--model", TINY, "--weights", "a.pth", "--names", "two.txt"],
+     "two.txt names 2 classes (cat, dog, …), the model has 3 (0, 1, 2, …)"),
+    (["--model", TINY, "--weights", "a.pth", "--names", "from1.json"], "the model has 3 (0, 1, 2"),
+    (["--model", TINY, "--weights", "a.pth", "--names", "a.pth"], "a.pth is not UTF-8 text"),
+    (["--model", TINY, "--weights", "bare.pth"], "bare.pth has no classes; train --model"),
+    (["--checkpoint", "a.pth", "--weights", "a.pth"], "goes with a model's name"),
+])
+def test_weights_and_names_that_do_not_fit(tmp_path, photos, here, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save(fine_tuned().state_dict(), "a.pth")
+    torch.save(fine_tuned(num_classes=0).state_dict(), "bare.pth")
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    (tmp_path / "from1.json").write_text('{"1": "cat", "2": "dog", "3": "bird"}')
+    result = here("predict", "--images", photos, "--output", "o.csv", *words, *CPU)
+    assert result.returncode == 1 and message in error_lines(result)[-1], result.stderr
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_two_checkpoints_with_one_stem_are_both_drawn(tmp_path, capsys):
+    files = [write_classifier(tmp_path / place, image_size=size) for place, size in (
+        ("a/best.safetensors", 32), ("b/best.safetensors", 48), ("b/last.safetensors", 64))]
+    words = [word for file in files for word in ("--checkpoint", file)]
+    result = run_inside(p1_pos_embed_vis, *words, "--output", tmp_path / "p.png", capsys=capsys)
+    assert {name: row["grid"] for name, row in json.loads(result.stdout).items()} == {
+        "a/best.safetensors": [2, 2], "b/best.safetensors": [3, 3], "last": [4, 4]}

@@ -311,7 +311,7 @@ def test_positions_bad_input_gets_one_line(tmp_path, capsys, monkeypatch, words,
 
 
 def test_one_model_at_a_time_has_its_arrays_kept(tmp_path):
-    result = run_script(POSITIONS, "--model", "sincos2d", "--model", "sincos2d", "--npz", "x.npz",
+    result = run_script(POSITIONS, "--model", "sincos2d", "--model", TINY, "--npz", "x.npz",
                         cwd=tmp_path)
     assert result.returncode == 1 and not list(tmp_path.iterdir())
     assert len(error_lines(result)) == 1 and "one model" in result.stderr

@@ -259,6 +259,8 @@ def test_two_processes_train_one_model(tmp_path, capsys):
         tmp_path / "spy.py", *words, "--out", tmp_path / "two", PYTHONPATH=str(ROOT),
         SPY_OUT=str(tmp_path))
     assert together.returncode == 0, together.stderr
+    wrote = [line for line in together.stderr.splitlines() if line.startswith("wrote best")]
+    assert len(wrote) == 1 and together.stderr.count("epoch 1  lr") == 1  # one process tells it
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
 

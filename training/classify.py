@@ -111,7 +111,8 @@ def starting_classifier(
         # --no-pretrained starts from random weights even where --weights is given, so that a
         # sweep can compare both.
         pretrained=False if args.weights else args.pretrained,
-        weights=None if args.pretrained is False else args.weights)
+        weights=None if args.pretrained is False else args.weights,
+        averaged=args.ema_weights and args.pretrained is not False)
     if args.freeze:
         classifier.model.requires_grad_(False)
         for parameter in classifier.head:

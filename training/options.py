@@ -8,6 +8,7 @@ from utils import fraction, natural, non_negative, positive_int, share
 
 from data.transform import AUGMENTATIONS
 from inference.options import (
+    add_averaged_option,
     add_base_options,
     add_peft_size_options,
     add_run_options,
@@ -105,11 +106,11 @@ def add_classifier_training(parser: argparse.ArgumentParser) -> None:
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME|FILE",
-                       help="timm's name of any image classifier, or a file or hf:owner/name to "
-                            "start from")
+                       help="timm's name of any image classifier, hf:owner/name, or a file")
     model.add_argument("--pretrained", action=argparse.BooleanOptionalAction,
                        help="start from --weights, or from timm's for this name (network)")
     model.add_argument("--weights", metavar="FILE", help="start from this state dict or checkpoint")
+    add_averaged_option(model)
     model.add_argument("--image-size", type=positive_int, metavar="PIXELS",
                        help="input side; a ViT's position embedding is resampled to it")
     model.add_argument("--resize", choices=("crop", "squash"), default="crop",
@@ -187,9 +188,8 @@ def add_language_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", nargs="+", required=True, metavar="JSON",
                         help="COCO's format, {name: [captions]}, or .txt with one a line")
     parser.add_argument("--hold-out", type=positive_int, metavar="N",
-                        help="validate on the captions of the photos that train --hold-out N "
-                             "holds out, and train on none of them (default: validate on a "
-                             "twentieth of all captions)")
+                        help="validate on the captions of the photos that train --hold-out N holds "
+                             "out, and train on none of them (default: a twentieth of all)")
     parser.add_argument("--max-length", type=positive_int, default=MAX_LENGTH, metavar="N",
                         help="tokens that a caption can have")
     _add_decoder_options(parser)

@@ -103,8 +103,9 @@ def describe_training(args: argparse.Namespace, recipe: Recipe, trained_on: dict
 def deciding_options(args: argparse.Namespace, recipe: Recipe) -> dict:
     """The options that a resumed training must repeat, paths left out: their contents are compared
     apart (``photos_digest`` and the starting weights)."""
+    compared_apart = ("workers", "epochs", "ema_weights")
     options = {key: value for key, value in vars(args).items()
-               if key not in (*LEFT_OUT, "workers", "epochs") and not _is_path(key, value)}
+               if key not in (*LEFT_OUT, *compared_apart) and not _is_path(key, value)}
     return {"epochs": recipe.epochs} | options | {
         key: value for key, value in asdict(recipe).items() if key != "workers"}
 
