@@ -226,7 +226,7 @@ def panel(path, row, classes, true):
         title += f"\ntrue: {printable(classes[true])}"
         rank = int((row > row[labels.index(true)]).sum()) + 1
         if rank > len(best):
-            title += f" (rank {rank})"
+            title += f"\nrank {rank}"
     return (load_image(path), title, [printable(classes[labels[i]]) for i in best], row[best],
             [labels[i] == true for i in best])
 

@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from utils import EXIT_SOME_UNREADABLE, UserError, run, warn, write_json
+from utils import EXIT_SOME_UNREADABLE, UserError, one_line, run, warn, write_json
 
 import numpy as np
 
@@ -144,10 +144,10 @@ def draw_photo(classifier, path, grids, prediction, args, figure):
     """Write one photo's ``figure``; returns its overlay and title for the sheet."""
     from models.attention import has_class_token
 
-    photo, title = load_image(path, (480, 480)), path.name
+    photo, title = load_image(path, (480, 480)), one_line(path.name)
     if prediction["label"] is not None:
         name = prediction["name"].replace("_", " ")
-        title = f"{path.name}: {name} ({prediction['probability']:.0%})"
+        title += f": {name} ({prediction['probability']:.0%})"
     about = "" if has_class_token(classifier.model) else ", mean query (no class token)"
     box = classifier.transform.box(*photo.size)
     overlay = maps.attention_panel(photo, grids, box, f"{title}\n{args.method}{about}",
@@ -158,7 +158,7 @@ def draw_photo(classifier, path, grids, prediction, args, figure):
 def write_sheet(sheet, method, path):
     """Write overlays with their titles as one figure."""
     overlays, titles = zip(*sheet, strict=True)
-    charts.gallery(overlays, [title.replace(": ", "\n") for title in titles],
+    charts.gallery(overlays, ["\n".join(title.rsplit(": ", 1)) for title in titles],
                    f"Attention, {method}", path)
     warn(f"wrote {len(sheet)} figures and {path}")
 

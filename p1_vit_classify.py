@@ -46,7 +46,7 @@ from data.compute import Compute
 from data.files import check_outputs, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
-from figures import charts
+from figures import charts, maps
 from inference.options import (
     BATCH_SIZES,
     add_command,
@@ -62,7 +62,8 @@ from training.teacher_options import complete_teacher_options
 
 HERE = Path(__file__).resolve().parent
 RECORDED = ("accuracy", "accuracy_95", "correct", "total", "loss", "precision")
-FIGURES = ("confusion.png", "errors.png")
+FIGURES = ("confusion.csv", "confusion.png", "errors.png")
+MOST_CLASSES = 60  # in the figure of the confusions
 ERRORS = 16  # photos in the figure of the most confident errors
 
 # --- predict ------------------------------------------------------------------------------------
@@ -117,11 +118,11 @@ def evaluate(args):
         "image_sizes": [classifier.preprocessing["size"] for classifier in classifiers],
         "images": str(args.images), "device": compute.device, "precision": compute.precision,
         "unreadable": len(unreadable)}
-    if args.figures:
-        draw(classifiers[0], readable, probabilities, targets, Path(args.figures))
+    write_json(result, args.output)
     if args.record:
         record_result(args.checkpoint[0], args.record, result, RECORDED)
-    write_json(result, args.output)
+    if args.figures:
+        draw(classifiers[0], readable, probabilities, targets, Path(args.figures))
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
@@ -139,23 +140,43 @@ def scores(classifier, probabilities: np.ndarray, targets: np.ndarray) -> dict:
     """What ``accuracy.summarize`` says of probabilities (N, classes) and class indices (N,), and
     the count of correct photos by class."""
     names = shown_names(classifier)
-    confusion = accuracy.confusion_matrix(targets, probabilities.argmax(1), len(names))
+    totals = np.bincount(targets, minlength=len(names))
+    correct = np.bincount(targets[probabilities.argmax(1) == targets], minlength=len(names))
     return accuracy.summarize(probabilities, targets) | {"per_class": {
-        classifier.classes[i]: {"name": names[i], "correct": int(row[i]), "total": int(row.sum())}
-        for i, row in enumerate(confusion) if row.sum()}}
+        classifier.classes[i]: {"name": names[i], "correct": int(correct[i]),
+                                "total": int(totals[i])} for i in np.flatnonzero(totals)}}
 
 
 def draw(classifier, paths, probabilities: np.ndarray, targets: np.ndarray, folder: Path) -> None:
-    """Write the confusion matrix, and a gallery of the most confident errors."""
-    names, predicted = shown_names(classifier), probabilities.argmax(1)
-    confusion = accuracy.confusion_matrix(targets, predicted, len(names))
-    charts.confusion(confusion, names, folder / "confusion.png")
+    """Write the confusions as a table and, of the classes most often confused, as a figure; and a
+    gallery of the most confident errors."""
+    names, labels, predicted = shown_names(classifier), classifier.classes, probabilities.argmax(1)
+    confused = accuracy.confusions(targets, predicted)
+    write_csv(folder / "confusion.csv", ["true", "predicted", "count", "true name",
+                                         "predicted name"],
+              [[labels[true], labels[guess], count, names[true], names[guess]]
+               for true, guess, count in confused.tolist()])
+    shown = accuracy.classes_to_show(confused, MOST_CLASSES)
+    heading = f"Confusion: {(predicted == targets).sum()} of {len(targets)} right"
+    occurring = len(np.unique(confused[:, :2]))
+    if len(shown) < occurring:
+        about = f"{len(shown)} of {occurring} classes, those most often confused"
+        warn(f"confusion.png shows {about}; confusion.csv has all")
+        heading += f"\n{about}"
+    charts.confusion(accuracy.confusion_matrix(confused, shown), [names[i] for i in shown], heading,
+                     folder / "confusion.png")
     wrong = accuracy.confident_errors(probabilities, targets)[:ERRORS]
     titles = [f"{names[targets[i]]}\ntaken for {names[predicted[i]]} ({probabilities[i].max():.0%})"
               for i in wrong]
-    charts.gallery([load_image(paths[i]) for i in wrong], titles, "Most confident errors",
+    charts.gallery([small_photo(paths[i]) for i in wrong], titles, "Most confident errors",
                    folder / "errors.png")
     warn(f"wrote confusion.png and errors.png into {folder}")
+
+
+def small_photo(path):
+    """The photo with a longer side of 480 pixels."""
+    photo = load_image(path, (480, 480))
+    return maps.for_display(photo, (0, 0, *photo.size))[0]
 
 
 # --- train and average --------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from figures.maps import for_display
-from figures.style import FONTS, LINES, OTHER_CLASS, TRUE_CLASS, save
+from figures.style import FONTS, LINES, OTHER_CLASS, TRUE_CLASS, fitted, fitted_lines, save
 
 
 def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
@@ -62,7 +62,9 @@ def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
     save(figure, path)
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:
+def confusion(
+    matrix: np.ndarray, names: Sequence[str], heading: str, path: str | Path
+) -> None:
     """Counts (classes, classes), row the true class; the diagonal is left out of the colour scale
     so that the confusions can be seen."""
     classes = len(names)
@@ -77,10 +79,11 @@ def confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> Non
         axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=6.5,
                   color="white" if light else "black")
     ticks = np.arange(classes)
-    axes.set_xticks(ticks, names, rotation=90, fontsize=7)
-    axes.set_yticks(ticks, names, fontsize=7)
-    axes.set(xlabel="predicted", ylabel="true",
-             title=f"Confusion: {int(np.trace(matrix))} of {int(matrix.sum())} right")
+    style = {"fontsize": 7, "fontfamily": FONTS, "parse_math": False}
+    names = [fitted(printable(name), 7, 1.9)[0] for name in names]
+    axes.set_xticks(ticks, names, rotation=90, **style)
+    axes.set_yticks(ticks, names, **style)
+    axes.set(xlabel="predicted", ylabel="true", title=heading)
     figure.colorbar(image, ax=axes, label="photos (errors only)", shrink=0.6,
                     ticks=MaxNLocator(integer=True, nbins=6))
     save(figure, path)
@@ -95,7 +98,8 @@ def gallery(images: Sequence, titles: Sequence[str], heading: str, path: str | P
         axes.axis("off")
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
         axes.imshow(image)
-        axes.set_title(printable(title), fontsize=7.5, fontfamily=FONTS, parse_math=False)
+        text, size = fitted_lines(printable(title), 7.5, 2.35)
+        axes.set_title(text, fontsize=size, fontfamily=FONTS, parse_math=False)
     figure.suptitle(heading if len(images) else f"{heading}: none", fontsize=11)
     save(figure, path)
 
@@ -117,15 +121,16 @@ def top_classes(panels: Sequence[tuple], quantity: str, path: str | Path) -> Non
     for (picture, bars), (photo, title, names, shares, true) in zip(cells, panels, strict=False):
         picture.imshow(for_display(photo, (0, 0, *photo.size))[0])
         picture.axis("off")
-        picture.set_title(title, fontsize=7.5, fontfamily=FONTS, parse_math=False)
+        text, size = fitted_lines(printable(title), 7.5, 1.6)
+        picture.set_title(text, fontsize=size, fontfamily=FONTS, parse_math=False)
         places, percents = np.arange(len(names)), 100 * np.asarray(shares)
         bars.barh(places, percents, color=[TRUE_CLASS if right else OTHER_CLASS for right in true])
         for place, percent in zip(places, percents, strict=True):
             text = f"{percent:.0f}" if percent >= 1 else f"{percent:.1f}"
             bars.text(percent + 1, place, "<0.1" if percent < 0.05 else text, va="center",
                       fontsize=7)
-        bars.set_yticks(places, [name if len(name) <= 26 else name[:25] + "…" for name in names],
-                        fontsize=8, fontfamily=FONTS, parse_math=False)
+        texts, sizes = zip(*(fitted(printable(name), 8, 1.6) for name in names), strict=True)
+        bars.set_yticks(places, texts, fontsize=min(sizes), fontfamily=FONTS, parse_math=False)
         bars.set(xlim=(0, 110), ylim=(len(names) - 0.5, -0.5), xticks=range(0, 101, 25))
         bars.spines[["top", "right"]].set_visible(False)
         bars.tick_params(axis="x", labelsize=7)

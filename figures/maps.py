@@ -101,7 +101,8 @@ def attention_panel(
         cell.set(xticks=[], yticks=[])
         cell.set_frame_on(False)
         cell.set_title(name, fontsize=9)
-    figure.suptitle(printable(title), fontsize=10, fontfamily=FONTS, parse_math=False)
+    lines = [line for part in title.split("\n") for line in wrapped(printable(part), 10, 9.6)]
+    figure.suptitle("\n".join(lines), fontsize=10, fontfamily=FONTS, parse_math=False)
     save(figure, path)
     return overlays[0]
 
@@ -225,13 +226,14 @@ def position_tiles(
             axis.set_ticks(places * (length + 1) + (length - 1) / 2, [str(p + 1) for p in places],
                            fontsize=7)
         cell.set(xlabel="input patch column", ylabel="input patch row")
-        cell.set_title(name, fontsize=10, parse_math=False)
+        text, size = fitted(printable(name), 10, 4.8)
+        cell.set_title(text, fontsize=size, fontfamily=FONTS, parse_math=False)
         cell.tick_params(length=0)
         cell.set_frame_on(False)
     figure.colorbar(shown, ax=axes[:-1], label="cosine similarity", shrink=0.7, pad=0.01)
     for number, (name, values) in enumerate(by_distance.items()):
         axes[-1].plot(list(values), list(values.values()), "os^Dv"[number % 5] + "-", markersize=3,
-                      color=LINES[number % len(LINES)], label=name)
+                      color=LINES[number % len(LINES)], label=fitted(printable(name), 7, 2)[0])
     axes[-1].set(xlabel="distance (patches)", ylabel="mean cosine similarity", ylim=(-1, 1))
     axes[-1].set_title("by distance", fontsize=10)
     axes[-1].grid(alpha=0.3)

@@ -62,3 +62,9 @@ def fitted(text: str, size: float, width: float) -> tuple[str, float]:
         return text, size
     lines = wrapped(text, small, width)
     return "\n".join(lines[:2])[:None if len(lines) < 3 else -1] + "…" * (len(lines) > 2), small
+
+
+def fitted_lines(text: str, size: float, width: float) -> tuple[str, float]:
+    """As ``fitted`` for each line of ``text``; all are set in the size of the smallest."""
+    lines = [fitted(line, size, width) for line in text.split("\n")]
+    return "\n".join(line for line, _ in lines), min(points for _, points in lines)

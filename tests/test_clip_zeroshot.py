@@ -295,7 +295,7 @@ def test_top5_draws_and_prints(tmp_path, photos, clip_file, capsys, monkeypatch)
         np.testing.assert_allclose(shares, row[best], atol=1e-5)
         assert true == [place["label"] == path.name[0] for place in found]
         assert title.startswith(f"{path.name}\ntrue: {names[path.name[0]].replace('_', ' ')}")
-        assert ("(rank" in title) == (not any(true))
+        assert ("\nrank " in title) == (not any(true))
 
 
 def test_top5_of_files_and_of_awkward_photos(tmp_path, clip_file, capsys):

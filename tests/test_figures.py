@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,3 +82,43 @@ def test_curves_of_one_run_and_of_many(tmp_path):
     for histories in ({"": history}, {"": no_val}, {f"setting {n}": history for n in range(9)}):
         charts.training_curves(histories, tmp_path / "curves.png")
         assert min(Image.open(tmp_path / "curves.png").size) > 300
+
+
+LONG = "a_very_long_file_name_" * 11 + ".jpg"  # 246 letters, nearly the most that Linux allows
+BREED = "American Staffordshire Terrier of the long-haired northern kind (99%)"
+PHOTO = Image.new("RGB", (80, 60), (90, 90, 90))
+DRAWN = {
+    "gallery": lambda path: charts.gallery(
+        [PHOTO] * 6, [f"{LONG}\n{BREED}"] * 6, "Attention, last", path),
+    "top classes": lambda path: charts.top_classes(
+        [(PHOTO, f"{LONG}\ntrue: {BREED}", [LONG, BREED, "cat"], [0.5, 0.3, 0.1],
+          [False, True, False])] * 5, "probability (%)", path),
+    "panel": lambda path: maps.attention_panel(
+        PHOTO, np.eye(4)[None], (0, 0, 80, 60), f"{LONG}: {BREED}\nlast", "share", path),
+    "confusions": lambda path: charts.confusion(
+        np.eye(3, dtype=int), [LONG, BREED, "cat"], "Confusion", path),
+    "positions": lambda path: maps.position_tiles(
+        {name: (np.eye(4), (2, 2)) for name in (LONG, "b" + LONG)},
+        {name: {1: 0.5} for name in (LONG, "b" + LONG)}, path),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_long_names_stay_inside_and_apart(monkeypatch, kind):
+    seen = []
+    for module in (charts, maps):
+        monkeypatch.setattr(module, "save", lambda figure, path: seen.append(figure))
+    DRAWN[kind]("unused.png")
+    figure, = seen
+    figure.canvas.draw()
+    texts = [text for text in figure.findobj(plt.Text)
+             if any(name in text.get_text() for name in (LONG[:16], BREED[:16]))]
+    boxes = [text.get_window_extent() for text in texts]
+    for text, box in zip(texts, boxes, strict=True):
+        assert -1 <= box.x0 and box.x1 <= figure.bbox.x1 + 1, text
+        assert -1 <= box.y0 and box.y1 <= figure.bbox.y1 + 1, text
+    titles = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+    for number, box in enumerate(titles):
+        assert not any(box.overlaps(other) for other in titles[:number])
+    assert texts
+    plt.close(figure)

@@ -27,9 +27,11 @@ from torch import nn
 import p1_attn_map
 import p1_pos_embed_vis
 import p1_vit_classify
+import p2_caption
 from data.photos import list_images
 from inference.parser import understood
 from inference.zeroshot import TEMPLATES, read_templates
+from metrics import accuracy
 from models.classifier import load_classifier
 from training.options import AUGMENTATIONS
 
@@ -280,3 +282,73 @@ def test_two_checkpoints_with_one_stem_are_both_drawn(tmp_path, capsys):
     result = run_inside(p1_pos_embed_vis, *words, "--output", tmp_path / "p.png", capsys=capsys)
     assert {name: row["grid"] for name, row in json.loads(result.stdout).items()} == {
         "a/best.safetensors": [2, 2], "b/best.safetensors": [3, 3], "last": [4, 4]}
+
+
+# --- many classes -------------------------------------------------------------------------------
+
+
+def test_the_classes_that_are_shown_of_many():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 5000, 3000)
+    predictions = np.where(rng.random(3000) < 0.5, targets, rng.integers(0, 5000, 3000))
+    confused = accuracy.confusions(targets, predictions)
+    assert confused.shape[1] == 3 and confused[:, 2].sum() == 3000
+    shown = accuracy.classes_to_show(confused, 60)
+    errors = {label: sum((targets == label) & (predictions != label))
+              + sum((predictions == label) & (targets != label)) for label in range(5000)}
+    assert len(shown) == 60 and shown.tolist() == sorted(shown)
+    assert min(errors[label] for label in shown) >= max(
+        count for label, count in errors.items() if label not in shown)
+    matrix = accuracy.confusion_matrix(confused, shown)
+    for row, true in enumerate(shown):
+        for column, guess in enumerate(shown):
+            assert matrix[row, column] == sum((targets == true) & (predictions == guess))
+    few = accuracy.confusions(np.array([7, 7, 90]), np.array([7, 90, 90]))
+    assert accuracy.classes_to_show(few, 60).tolist() == [7, 90]
+    assert accuracy.classes_to_show(few, 1).tolist() == [7]
+    right = accuracy.confusions(np.arange(9), np.arange(9))
+    assert accuracy.classes_to_show(right, 4).tolist() == [0, 1, 2, 3]
+
+
+def test_a_thousand_classes_are_a_table_and_a_figure_of_some(tmp_path, here):
+    names = [f"a class with a name of its own, number {number}" for number in range(1000)]
+    file = write_classifier(tmp_path / "m.safetensors", [str(i) for i in range(1000)])
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    folder = tmp_path / "photos"
+    for label in range(70):
+        make_photo(folder / f"{label}_{label}.png", label, seed=label, size=(20, 20))
+    result = here("eval", "--images", folder, "--checkpoint", file, "--names",
+                  tmp_path / "names.json", "--figures", tmp_path / "out", *CPU)
+    assert result.returncode == 0, result.stderr
+    assert "confusion.png shows 60 of " in result.stderr
+    rows = read_csv(tmp_path / "out" / "confusion.csv")
+    assert sum(int(row["count"]) for row in rows) == 70
+    assert rows[0]["true name"] == names[int(rows[0]["true"])]
+    assert max(Image.open(tmp_path / "out" / "confusion.png").size) < 4000
+
+
+def test_the_result_is_written_before_the_figures(tmp_path, photos, checkpoint, here, monkeypatch):
+    def fail(*words):
+        raise MemoryError("no memory for figures")
+
+    monkeypatch.setattr(p1_vit_classify.charts, "confusion", fail)
+    result = here("eval", "--images", photos, "--checkpoint", checkpoint, "--figures", tmp_path,
+                  *CPU)
+    assert result.returncode == 1 and json.loads(result.stdout)["total"] == 12
+    assert len(read_csv(tmp_path / "confusion.csv")) > 2
+
+
+# --- captions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("predictions", [{"other": "a dog", "b": "a cat"}, {}])
+def test_predictions_of_other_photos_are_one_line(tmp_path, capsys, predictions):
+    (tmp_path / "p.json").write_text(json.dumps(predictions))
+    (tmp_path / "c.json").write_text(json.dumps({
+        "images": [{"file_name": f"{i}.jpg", "id": i} for i in range(5)],
+        "annotations": [{"image_id": i, "caption": "a dog", "id": i} for i in range(5)]}))
+    result = run_inside(p2_caption, "score", "--predictions", tmp_path / "p.json", "--captions",
+                        tmp_path / "c.json", "--allow-missing", capsys=capsys)
+    line, = error_lines(result)
+    assert result.returncode == 1 and "no prediction is of an image that has references" in line
+    assert "images 0.jpg, 1.jpg, 2.jpg, …" in line
