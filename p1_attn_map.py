@@ -174,7 +174,7 @@ def draw_all(classifier, paths, compute, args):
 
     model = classifier.model
     figures, sheets = figure_files(Path(args.output), paths)
-    target = classifier.index_of(args.target, "--class") if args.target else None
+    target = classifier.index_of(args.target, "--class") if args.target is not None else None
     unreadable, rows, kept, sheet = [], [], [], []
     for names, images in normalized_batches(
             classifier.transform, paths, compute, unreadable, "attention"):
@@ -263,7 +263,7 @@ def check_options(args, parser):
     if args.faithfulness and unused:
         raise UserError(f"{unused[0]} has no effect with --faithfulness, which compares all "
                         "methods and draws nothing; leave it out")
-    if args.target and args.method != "relevance":
+    if args.target is not None and args.method != "relevance":
         raise UserError(f"--class goes with --method relevance; {args.method} is the same for "
                         "every class")
 

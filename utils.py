@@ -20,6 +20,7 @@ from typing import NoReturn
 
 EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
 SHOWN = 20  # lines of a long result that are printed
+CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "?")  # a file name may hold a terminal's
 
 
 class UserError(Exception):
@@ -48,13 +49,13 @@ def warn(message: str, everywhere: bool = False) -> None:
     """Print one line on stderr; of several processes only the first does, or all ``everywhere``."""
     if everywhere or first_process():
         write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
-        write(printable(one_line(message)), file=sys.stderr)
+        write(printable(one_line(message)).translate(CONTROLS), file=sys.stderr)
 
 
 def print_some(lines: Sequence[str], output: str | Path) -> None:
     """Print the first lines, and how many more of them the file ``output`` has."""
     for line in lines[:SHOWN]:
-        print(printable(line))
+        print(printable(line).translate(CONTROLS))
     if len(lines) > SHOWN:
         print(f"… and {len(lines) - SHOWN} more in {printable(output)}")
 
@@ -84,7 +85,7 @@ def _explain_uncaught(kind, error, traceback) -> None:
     sys.__excepthook__(kind, error, traceback)
 
 
-DEBUG = bool(os.environ.get("HW3_DEBUG"))  # show the traceback of an error that nobody foresaw
+DEBUG = os.environ.get("HW3_DEBUG", "0") not in ("", "0")  # show unforeseen tracebacks
 sys.excepthook = _explain_uncaught
 
 

@@ -40,11 +40,25 @@ def read_labels(
             warn(about)
         return labels
     table = read_mapping(labels_csv, "filename", "label")
+    if any(path.name not in table for path in paths):
+        table = _without_folders(table, labels_csv) | table
     missing = [path.name for path in paths if not table.get(path.name)]
     if missing:
         raise UserError(f"{labels_csv} has no label for {len(missing)} of {len(paths)} images, "
-                        f"the first is {missing[0]}")
+                        f"the first is {missing[0]}; it has {', '.join([*table][:3])}, …")
     return as_known([table[path.name] for path in paths], known_classes)
+
+
+def _without_folders(table: dict[str, str], labels_csv: str | Path) -> dict[str, str]:
+    """A table of file names without the folders before them, of any system; UserError where one
+    name then has two labels."""
+    found: dict[str, str] = {}
+    for written, label in table.items():
+        name = re.split(r"[/\\]", written)[-1]
+        if found.setdefault(name, label) != label:
+            raise UserError(f"{labels_csv} has {name} in several folders, with label "
+                            f"{found[name]} and with label {label}; keep the rows of one folder")
+    return found
 
 
 def labels_in_names(paths: Sequence[Path], known_classes: Classes | None = None) -> list[str]:

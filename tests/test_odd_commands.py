@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from functools import partial
+
+from utils import UserError
 
 import numpy as np
 import pytest
@@ -24,16 +27,19 @@ from makers_training import read_csv
 from PIL import Image
 from torch import nn
 
+import clip_zeroshot
 import p1_attn_map
 import p1_pos_embed_vis
 import p1_vit_classify
 import p2_caption
+from data.labels import read_labels
 from data.photos import list_images
 from inference.parser import understood
 from inference.zeroshot import TEMPLATES, read_templates
 from metrics import accuracy
 from models.classifier import load_classifier
 from training.options import AUGMENTATIONS
+from training.sweep import combinations
 
 P1, CLIP, P2, PEFT = "p1_vit_classify.py", "clip_zeroshot.py", "p2_caption.py", "peft_caption.py"
 MAPS, TILES, WORDS = "p1_attn_map.py", "p1_pos_embed_vis.py", "p2_attn_vis.py"
@@ -352,3 +358,104 @@ def test_predictions_of_other_photos_are_one_line(tmp_path, capsys, predictions)
     line, = error_lines(result)
     assert result.returncode == 1 and "no prediction is of an image that has references" in line
     assert "images 0.jpg, 1.jpg, 2.jpg, …" in line
+
+
+# --- thirty more situations ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [
+    "filename;label\r\n{0};0\r\n{1};1\r\n", "Filename\tLabel\n{0}\t0\n{1}\t1\n",
+    " filename , label \n\nphotos/{0},0\nC:\\pets\\{1},1\n",
+])
+def test_tables_as_table_programs_write_them(tmp_path, text):
+    paths = [make_photo(tmp_path / f"{name}.png") for name in ("a", "b")]
+    (tmp_path / "t.csv").write_text(text.format("a.png", "b.png"), encoding="utf-16")
+    assert read_labels(paths, tmp_path / "t.csv") == ["0", "1"]
+
+
+def test_one_name_in_two_folders_of_a_table_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("filename,label\na/x.png,0\nb/x.png,1\n")
+    with pytest.raises(UserError, match="x.png in several folders, with label 0 and with label 1"):
+        read_labels([tmp_path / "x.png"], tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("filename,label\nX.PNG,0\n")
+    with pytest.raises(UserError, match="first is x.png; it has X.PNG"):
+        read_labels([tmp_path / "x.png"], tmp_path / "t.csv")
+
+
+def test_subfolders_and_pipes_called_like_photos_are_told(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    make_photo(folder / "cat" / "1.png")
+    (folder / "notes").mkdir()
+    os.mkfifo(folder / "0_pipe.jpg")
+    with pytest.raises(UserError, match="no image in .*left out .0_pipe.jpg, cat.: give a folder"):
+        list_images(folder)
+    make_photo(folder / "a.png")
+    assert [path.name for path in list_images(folder)] == ["a.png"]
+    assert "left out (0_pipe.jpg, cat)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, message", [
+    (["predict", "--output", "new/"], '"new/" is no name of a file; give a file as --output'),
+    (["predict", "--output", ""], '"" is no name of a file; give a file as --output'),
+])
+def test_outputs_that_name_no_file(photos, checkpoint, here, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    result = here(*words, "--images", photos, "--checkpoint", checkpoint, *CPU)
+    assert result.returncode == 1 and message in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_an_empty_option_is_not_taken_for_the_current_folder(tmp_path, photos, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o.csv").write_text("of an earlier run\n")
+    (tmp_path / "names.json").write_text('{"0": "a cat", "1": "a dog"}')
+    result = run_inside(clip_zeroshot, "predict", "--images", photos, "--labels", "names.json",
+                        "--output", "o.csv", "--template", "", *CPU, capsys=capsys)
+    assert result.returncode == 1 and 'template "" has no {object}' in result.stderr
+
+
+def test_an_empty_class_is_none_of_the_models(tmp_path, photos, checkpoint, capsys):
+    words = ["--images", photos, "--checkpoint", checkpoint, "--output", tmp_path, "--class", ""]
+    for more, message in (([], "--class goes with --method relevance"),
+                          (["--method", "relevance"], "none of the model's 3 labels")):
+        result = run_inside(p1_attn_map, *words, *more, *CPU, capsys=capsys)
+        assert result.returncode == 1 and message in result.stderr
+
+
+def test_file_names_cannot_command_a_terminal(tmp_path, checkpoint, here):
+    make_photo(tmp_path / "photos" / "0_\x1b[2J\nx\x9b.png")
+    result = here("predict", "--images", tmp_path / "photos", "--checkpoint", checkpoint,
+                  "--output", tmp_path / "o.csv", *CPU)
+    assert result.returncode == 0 and "0_?[2J?x?.png" in result.stdout
+    assert read_csv(tmp_path / "o.csv")[0]["filename"] == "0_\x1b[2J\nx\x9b.png"
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_weights_without_a_state_are_not_replaced(tmp_path, photos, here, resume):
+    (tmp_path / "best.safetensors").write_bytes(b"of hours")
+    result = here(*TRAIN, "--train", photos, "--out", tmp_path, *CPU, *resume)
+    assert result.returncode == 1 and "no last.pt to continue from" in error_lines(result)[-1]
+    assert (tmp_path / "best.safetensors").read_bytes() == b"of hours"
+
+
+@pytest.mark.parametrize("vary, message", [
+    ("out=a,b", "a sweep names the folders of its trainings itself"),
+    ("about=" + "x" * 300, "File name too long"),
+])
+def test_a_sweep_is_refused_before_its_first_training(tmp_path, photos, here, vary, message):
+    result = here("sweep", "--train", photos, "--hold-out", "--model", TINY, "--out",
+                  tmp_path / "o", "--vary", vary, *CPU)
+    assert result.returncode == 1 and message in result.stderr and not list(tmp_path.iterdir())
+
+
+def test_a_value_given_twice_is_one_setting():
+    assert combinations(["lr=1,1,2"]) == [{"lr": "1"}, {"lr": "2"}]
+
+
+def test_a_file_that_holds_no_embeddings_is_kept(tmp_path, photos, capsys):
+    (tmp_path / "names.json").write_text('{"0": "a cat", "1": "a dog"}')
+    (tmp_path / "e.npz").write_text("notes")
+    result = run_inside(clip_zeroshot, "predict", "--images", photos, "--labels",
+                        tmp_path / "names.json", "--output", tmp_path / "o.csv", "--embeddings",
+                        tmp_path / "e.npz", *CPU, capsys=capsys)
+    assert result.returncode == 1 and "other arrays than embeddings" in result.stderr
+    assert (tmp_path / "e.npz").read_text() == "notes"

@@ -29,7 +29,7 @@ from data.files import write_csv
 from models.checkpoint import check_weights, digest
 from training.batch_norm import share_running_statistics, training_mode
 from training.processes import explained_workers, forget_ranks
-from training.recipe import Recipe, check_same, deciding_options
+from training.recipe import Recipe, check_out, check_same, deciding_options
 
 
 @dataclass
@@ -153,7 +153,7 @@ def _train_epoch(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, float] = {}  # over images: the loss, and what it reports
     counts: dict[str, float] = {}  # how many images are in each sum
-    with progress(total=len(task.dataset), title=title, unit="img") as bar:
+    with progress(len(task.dataset), title, "img") as bar:
         for batches in _chunks(loader, recipe.accumulate):
             batches = [task.prepare([part.to(accelerator.device) for part in batch])
                        for batch in batches]
@@ -285,13 +285,6 @@ class EpochSampler:
 # --- state --------------------------------------------------------------------------------------
 
 
-def check_out(out: str | Path, resume: bool) -> None:
-    """UserError where ``out`` holds a training that is not to be resumed."""
-    if (Path(out) / "last.pt").exists() and not resume:
-        raise UserError(f"{out} holds a training already: give --resume to continue it, "
-                        "or another --out")
-
-
 def _starting_state(out: Path, settings: dict, resume: bool) -> dict:
     """What ``last.pt`` holds; an empty history where a new training starts."""
     check_out(out, resume)
@@ -302,7 +295,8 @@ def _starting_state(out: Path, settings: dict, resume: bool) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         before = state["settings"]
     except Exception as error:  # a damaged file fails in many ways inside torch's reader
-        raise UserError(f"cannot resume from {path}: {one_line(error)}") from None
+        raise UserError(f"cannot resume from {path} (damaged?): {one_line(error)}; give "
+                        "another --out") from None
     check_same(before, settings, out)
     for part in ("model", "ema"):
         check_weights(state.get(part, {}), path)

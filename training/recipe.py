@@ -92,6 +92,17 @@ def check_files(args: argparse.Namespace) -> None:
     check_outputs({"--out": [Path(args.out) / name for name in WRITTEN]}, inputs)
 
 
+def check_out(out: str | Path, resume: bool) -> None:
+    """UserError where ``out`` holds a training that is not to be resumed, or cannot be."""
+    if (Path(out) / "last.pt").exists():
+        if not resume:
+            raise UserError(f"{out} holds a training already: give --resume to continue it, "
+                            "or another --out")
+    elif (Path(out) / "best.safetensors").exists():
+        raise UserError(f"{out} holds best.safetensors, but no last.pt to continue from: give "
+                        "another --out")
+
+
 def describe_training(args: argparse.Namespace, recipe: Recipe, trained_on: dict) -> dict:
     """What a checkpoint keeps of how it was trained: of each path, its name alone."""
     options = {key: value for key, value in vars(args).items() if key not in LEFT_OUT}

@@ -16,6 +16,7 @@ from figures import charts
 from inference.parser import Parser
 from metrics import accuracy
 from training.options import add_classifier_training
+from training.recipe import check_files, check_out
 from training.teacher_options import complete_teacher_options
 
 
@@ -27,6 +28,9 @@ def sweep(args: argparse.Namespace) -> None:
     """
     settings = combinations(args.vary)
     runs = [setting_arguments(args, setting) for setting in settings]  # checked before any work
+    for run in runs:
+        check_files(run)
+        check_out(run.out, run.resume)
     if not all(run.val or run.hold_out for run in runs):
         raise UserError("sweep compares accuracy on photos that were not trained on: give --val "
                         "DIR or --hold-out")
@@ -53,7 +57,9 @@ def combinations(vary: list[str]) -> list[dict[str, str]]:
         key, equals, values = text.partition("=")
         if not equals or not key or not values:
             raise UserError(f"--vary {text}: write KEY=VALUE,VALUE,…")
-        options[key.replace("_", "-")] = values.split(",")
+        if key == "out":
+            raise UserError("--vary out: a sweep names the folders of its trainings itself")
+        options[key.replace("_", "-")] = list(dict.fromkeys(values.split(",")))  # each once
     products = itertools.product(*options.values())
     return [dict(zip(options, values, strict=True)) for values in products]
 
