@@ -36,9 +36,14 @@ def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
     for axes, quantity in ((left, "loss"), (right, "accuracy")):
         axes.set(xlabel="epoch", title=f"{quantity.capitalize()} (dashed: training)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if all(len(history) == 1 for history in histories.values()):
+            axes.set(xlim=(0, 2), xticks=[1])
         axes.grid(alpha=0.3)
-    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.legend(fontsize=8)
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as the steps need
+    if len(histories) > 4:  # so many would hide the curves
+        figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    else:
+        right.legend(fontsize=8)
     save(figure, path)
 
 

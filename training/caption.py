@@ -36,7 +36,8 @@ from models.decoding import Search, sample
 from models.vit import build_vit
 from models.vit_gpt2 import add_cross_attention, gpt2_base
 from training.language import fresh_base
-from training.loop import Task, check_out, fit_recipe, parameter_groups
+from training.loop import Task, check_out, fit_recipe
+from training.optimizers import parameter_groups
 from training.options import FRESH_DECODER
 from training.photo_source import photo_source
 from training.recipe import (

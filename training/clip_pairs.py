@@ -32,7 +32,8 @@ from training.clip_targets import (
     tower_features,
 )
 from training.clip_words import NamePhrases, full_length_ids, trim_padding
-from training.loop import Task, check_out, fit_recipe, parameter_groups
+from training.loop import Task, check_out, fit_recipe
+from training.optimizers import parameter_groups
 from training.recipe import Recipe, check_files, describe_training, photos_digest
 
 PHOTO_PHRASES = ("a photo of a {}", "this is a photo of {}", "a picture of a {}",

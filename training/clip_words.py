@@ -33,7 +33,8 @@ from training.clip_targets import (
     target_settings,
     tower_features,
 )
-from training.loop import Task, check_out, fit_recipe, parameter_groups
+from training.loop import Task, check_out, fit_recipe
+from training.optimizers import parameter_groups
 from training.recipe import Recipe, check_files, describe_training, photos_digest
 
 PHRASES = ("{}", "a {}", "a photo of a {}", "this is a photo of {}", "the {}", "a picture of a {}",

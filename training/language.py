@@ -20,7 +20,8 @@ from models.captioner_files import save_captioner
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe
 from models.vit_gpt2 import build_captioner
-from training.loop import Task, check_out, fit_recipe, parameter_groups
+from training.loop import Task, check_out, fit_recipe
+from training.optimizers import parameter_groups
 from training.options import FRESH_DECODER, MAX_LENGTH
 from training.recipe import Recipe, check_files, describe_training, short_digest, texts_digest
 

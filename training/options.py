@@ -14,7 +14,7 @@ from inference.options import (
     add_run_options,
     add_search_options,
 )
-from training.recipe import CaptionOptions, Recipe
+from training.recipe import CaptionOptions, Recipe, optimizer_defaults
 from training.teacher_options import add_teacher_options
 
 # A decoder that no checkpoint gives.
@@ -36,10 +36,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 def add_recipe_options(
     parser: argparse.ArgumentParser, own_lr: str | None = None, resume: bool = True
 ) -> argparse._ArgumentGroup:
-    """The options behind ``Recipe``, and --resume; returns the group for more of them.
-
-    ``own_lr`` says what --lr is by default where that is not the recipe's: args.lr is then None.
-    """
+    """The options behind ``Recipe``, and --resume; returns the group for more of them. ``own_lr``
+    says what --lr is by default where that is not the optimizer's."""
     group = parser.add_argument_group("recipe")
     group.add_argument("--epochs", type=positive_int, default=Recipe.epochs, metavar="N",
                        help="passes over the data")
@@ -52,11 +50,12 @@ def add_recipe_options(
                        help="radius of sam's first step")
     group.add_argument("--momentum", type=fraction, default=Recipe.momentum, metavar="M",
                        help="momentum of sgd")
-    group.add_argument("--lr", type=non_negative, default=None if own_lr else Recipe.lr,
-                       metavar="RATE",
-                       help="highest learning rate" + (f" (default: {own_lr})" if own_lr else ""))
-    group.add_argument("--weight-decay", type=non_negative, default=Recipe.weight_decay,
-                       metavar="W", help="not on norms, biases and position embedding")
+    group.add_argument("--lr", type=non_negative, metavar="RATE",
+                       help="highest learning rate (default: "
+                            f"{own_lr or optimizer_defaults('lr')})")
+    group.add_argument("--weight-decay", type=non_negative, metavar="W",
+                       help="not on norms, biases and position embedding (default: "
+                            f"{optimizer_defaults('weight_decay')})")
     group.add_argument("--schedule", choices=("constant", "cosine", "linear"),
                        default=Recipe.schedule,
                        help="what follows the warm-up; cosine and linear end at 0")

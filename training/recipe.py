@@ -17,10 +17,22 @@ from utils import UserError
 from data.compute import Compute, resolve_device, resolve_precision
 from data.files import check_outputs
 
+# Where --lr and --weight-decay are not given. AdamW alone decouples its weight decay from the
+# gradient (Loshchilov & Hutter 2019): Adam divides a decay in the gradient by the gradient's own
+# size, so that 0.05 outweighs what is to be learned. SAM takes the defaults of its base.
+OPTIMIZER_DEFAULTS = {
+    "adamw": {"lr": 1e-4, "weight_decay": 0.05},
+    "adam": {"lr": 1e-4, "weight_decay": 0.0},
+    "sgd": {"lr": 1e-2, "weight_decay": 5e-4},
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides how a model is trained, apart from the model, the data and the loss."""
+    """What decides how a model is trained, apart from the model, the data and the loss.
+
+    ``lr`` and ``weight_decay`` that are None become those of the optimizer.
+    """
 
     epochs: int = 10
     batch_size: int = 32  # images in an optimizer step, over all processes and micro-batches
@@ -29,8 +41,8 @@ class Recipe:
     sam_base: str = "sgd"
     sam_rho: float = 0.05
     momentum: float = 0.9
-    lr: float = 1e-4
-    weight_decay: float = 0.05
+    lr: float | None = None
+    weight_decay: float | None = None
     schedule: str = "cosine"
     warmup: float = 1.0  # epochs
     clip_norm: float = 1.0  # 0: no clipping
@@ -39,6 +51,11 @@ class Recipe:
     workers: int = 2
     device: str = "cpu"
     precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name, default in OPTIMIZER_DEFAULTS[base_optimizer(self)].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)  # a frozen class allows no assignment
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Recipe:
@@ -52,6 +69,25 @@ class Recipe:
     def compute(self) -> Compute:
         """How validation runs a model."""
         return Compute(self.device, self.precision, self.batch_size)
+
+
+def base_optimizer(recipe: Recipe) -> str:
+    """The optimizer that takes the step: under SAM its base."""
+    return recipe.sam_base if recipe.optimizer == "sam" else recipe.optimizer
+
+
+def describe_optimizer(recipe: Recipe) -> str:
+    """One line with the optimizer and the numbers that it uses, defaults included."""
+    base = base_optimizer(recipe)
+    name = f"sam (rho {recipe.sam_rho:g}) over {base}" if recipe.optimizer == "sam" else base
+    momentum = f", momentum {recipe.momentum:g}" if base == "sgd" else ""
+    return f"optimizer {name}: lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}{momentum}"
+
+
+def optimizer_defaults(name: str) -> str:
+    """The default of ``name`` ("lr", "weight_decay") for each optimizer, for --help."""
+    values = [f"{optimizer} {values[name]:g}" for optimizer, values in OPTIMIZER_DEFAULTS.items()]
+    return f"{', '.join(values)}; sam: that of --sam-base"
 
 
 @dataclass(frozen=True)
