@@ -5,8 +5,9 @@
   python3 p1_attn_map.py --images DIR --method relevance --output out/
   python3 p1_attn_map.py --images DIR --faithfulness        which method is the most faithful?
 
-Writes one PNG for each photo (photo, map, overlay), sheet.png of all, and JSON to stdout. Without
---checkpoint or --model it explains the default classifier, which knows 37 pet breeds.
+Writes one PNG for each photo (photo, map, overlay) and sheet.png of all; --json FILE, or a pipe,
+gets all numbers as JSON. Without --checkpoint or --model it explains the default classifier, which
+knows 37 pet breeds.
 
   last       attention of the class token to each patch in the last layer, mean over heads
              (--heads each: one overlay for each head): what the model reads out
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, run, warn, write_json
+from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, run, warn
 
 import numpy as np
 
@@ -47,7 +48,8 @@ from data.photos import (
 )
 from figures import charts, maps
 from inference.arrays import npz_writer
-from inference.options import BATCH_SIZES, add_run_options
+from inference.options import BATCH_SIZES, add_json_option, add_run_options
+from inference.results import of_maps, write_result
 from metrics import faithfulness
 
 HERE = Path(__file__).resolve().parent
@@ -243,6 +245,7 @@ def make_parser():
     model.add_argument("--pretrained", action="store_true",
                        help="timm's weights for --model (network)")
     model.add_argument("--weights", metavar="FILE", help="these weights for --model")
+    add_json_option(parser)
     add_run_options(parser, batch_size=16)
     return parser
 
@@ -264,7 +267,8 @@ def check_figures(paths, args):
     refuse_equal_stems(paths)
     figures, sheets = figure_files(Path(args.output), paths)
     refuse_to_replace(paths, [*figures.values(), *sheets])
-    check_outputs({"--output": [*figures.values(), *sheets], "--npz": args.npz},
+    check_outputs({"--output": [*figures.values(), *sheets], "--npz": args.npz,
+                   "--json": args.json},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--model": args.model,
                    "--weights": args.weights})
 
@@ -274,7 +278,9 @@ def main():
     args = parser.parse_args()
     check_options(args, parser)
     paths = image_paths(args.images, args.limit)
-    if not args.faithfulness:
+    if args.faithfulness:
+        check_outputs({"--json": args.json}, {"--images": paths, "--checkpoint": args.checkpoint})
+    else:
         check_figures(paths, args)
     from models.vit import open_vit  # imports torch
 
@@ -283,7 +289,7 @@ def main():
     classifier.model.to(compute.device)
     function = faithfulness_table if args.faithfulness else draw_all
     result, unreadable = function(classifier, paths, compute, args)
-    write_json(result)
+    write_result(result, of_maps(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 

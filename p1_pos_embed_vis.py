@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils import ArgumentParser, UserError, run, warn, write_json
+from utils import ArgumentParser, UserError, run, warn
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from ckpt import registry
 from data.files import check_outputs
 from figures import maps
 from inference.arrays import npz_writer
+from inference.options import add_json_option
+from inference.results import of_positions, write_result
 
 # --- compute ------------------------------------------------------------------------------------
 
@@ -98,6 +100,7 @@ def make_parser():
     parser.add_argument("--output", default="runs/pos_embed.png", metavar="PNG", help="the figure")
     parser.add_argument("--npz", metavar="FILE",
                         help="keep similarity (patches, patches) and grid of the one model here")
+    add_json_option(parser)
     return parser
 
 
@@ -106,7 +109,7 @@ def main():
     sources = [*args.checkpoint, *args.model] or [str(registry.default("p1"))]
     if args.npz and len(sources) > 1:
         raise UserError("--npz keeps one model's similarity; give one --model or --checkpoint")
-    check_outputs({"--output": args.output, "--npz": args.npz},
+    check_outputs({"--output": args.output, "--npz": args.npz, "--json": args.json},
                   {"--checkpoint": sources, "--weights": args.weights})
     embeddings = read_embeddings(sources, args.pretrained, args.weights)
     similarities = {name: (cosine_similarity(embedding), grid)
@@ -121,7 +124,7 @@ def main():
         with npz_writer(args.npz) as keep:
             keep("similarity", similarity)
             keep("grid", np.array(grid))
-    write_json(numbers)
+    write_result(numbers, of_positions(numbers), args.json)
 
 
 if __name__ == "__main__":

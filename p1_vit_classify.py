@@ -35,7 +35,6 @@ from utils import (
     printable,
     run,
     warn,
-    write_json,
 )
 
 import numpy as np
@@ -46,7 +45,8 @@ from data.files import check_outputs, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
 from figures import charts
-from inference.options import BATCH_SIZES, add_command, add_run_options
+from inference.options import BATCH_SIZES, add_command, add_json_option, add_run_options
+from inference.results import of_classifier, write_result
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.sweep import sweep
@@ -83,10 +83,10 @@ def predict(args):
 
 
 def evaluate(args):
-    """Loss, accuracy and confusions on labelled photos: JSON, and figures where they are asked."""
+    """Loss, accuracy and confusions on labelled photos, and figures where they are asked."""
     paths = list_images(args.images, args.limit)
     figures = [Path(args.figures) / name for name in FIGURES] if args.figures else None
-    check_outputs({"--output": args.output, "--figures": figures},
+    check_outputs({"--json": args.json, "--figures": figures},
                   {"--images": paths, "--labels": args.labels, "--checkpoint": args.checkpoint})
     if args.record and len(args.checkpoint) > 1:
         raise UserError("--record takes one checkpoint, not an ensemble; give one --checkpoint")
@@ -112,7 +112,7 @@ def evaluate(args):
         draw(classifiers[0], readable, probabilities, targets, Path(args.figures))
     if args.record:
         record_result(args.checkpoint[0], args.record, result, RECORDED)
-    write_json(result, args.output)
+    write_result(result, of_classifier(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
@@ -174,7 +174,7 @@ def make_parser():
     predicting = add_command(commands, "predict", predict,
                              "label a folder of photos: a CSV filename,label")
     evaluating = add_command(commands, "eval", evaluate,
-                             "loss and accuracy on labelled photos, as JSON")
+                             "loss and accuracy on labelled photos")
     for command in (predicting, evaluating):
         add_run_options(command, None)
         command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
@@ -191,7 +191,7 @@ def make_parser():
                             help="write the confusion matrix and the most confident errors here")
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
-    evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
+    add_json_option(evaluating, "--output")
 
     add_classifier_training(add_command(commands, "train", train,
                                         "fine-tune a classifier, or train one from random weights"))

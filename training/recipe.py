@@ -8,14 +8,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from utils import UserError
+from utils import UserError, warn
 
 from data.compute import Compute, resolve_device, resolve_precision
 from data.files import check_outputs
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,18 @@ def check_files(args: argparse.Namespace) -> None:
     inputs = {f"--{key.replace('_', '-')}": value for key, value in vars(args).items()
               if key in ("val", "val_images") or _is_path(key, value)}
     check_outputs({"--out": [Path(args.out) / name for name in WRITTEN]}, inputs)
+
+
+def announce(what: str, model: Module, recipe: Recipe) -> None:
+    """Say on stderr, before the first step, what is trained and how; of several processes, one."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, needed in sizes if needed)
+    learned = f"{total:,} parameters" if trained == total else \
+        f"{trained:,} of {total:,} parameters are trained"
+    warn(f"{what}; {learned}; {recipe.compute.device}, {recipe.compute.precision}, "
+         f"{recipe.epochs} epochs")
 
 
 def describe_training(args: argparse.Namespace, recipe: Recipe, trained_on: dict) -> dict:
