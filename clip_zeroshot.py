@@ -42,7 +42,6 @@ from utils import (
     printable,
     run,
     warn,
-    write_json,
     write_text,
 )
 
@@ -56,8 +55,9 @@ from data.labels import class_indices, labels_in_names, read_classes, read_label
 from data.photos import image_paths, list_images, load_image, report_unreadable
 from figures import charts
 from inference.clip import image_features, kept_image_features, open_clip, text_features
-from inference.options import BATCH_SIZES, add_run_options
+from inference.options import BATCH_SIZES, add_json_option, add_run_options
 from inference.parser import Parser
+from inference.results import of_likeliest, of_retrieval, write_result
 from inference.zeroshot import (
     TEMPLATE,
     TEMPLATES,
@@ -100,7 +100,7 @@ def evaluate(args):
     paths = list_images(args.images, args.limit)
     classes, groups = read_classes(args.labels), read_templates(args.template)
     check_recording(args)
-    check_outputs({"--output": args.output, "--table": args.table, "--embeddings": args.embeddings},
+    check_outputs({"--json": args.json, "--table": args.table, "--embeddings": args.embeddings},
                   {"--images": paths, "--labels": args.labels, "--truth": args.truth,
                    "--model": args.model, "--template": args.template})
     targets = class_indices(read_labels(paths, args.truth, classes), classes,
@@ -113,14 +113,13 @@ def evaluate(args):
     rows = template_accuracies(ZeroShot(clip, classes, unique(groups)), images,
                                np.array([target_of[path] for path in readable]), groups)
     table = accuracy_table(rows)
-    print(table, file=sys.stderr)
     if args.table:
         write_text(args.table, table)
         warn(f"wrote {args.table}")
     result = {"rows": rows, **provenance(clip, classes, compute, args), "images": str(args.images),
               "unreadable": len(unreadable)}
     record(args, result, ("rows", "precision"))
-    write_json(result, args.output)
+    write_result(result, table.splitlines(), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
@@ -133,8 +132,9 @@ def top5(args):
     if len({path.name for path in paths}) < len(paths):
         raise UserError("two of the images have one name, by which the result names them; "
                         "rename one")
-    check_outputs({"--output": args.output}, {"--images": paths, "--labels": args.labels,
-                                              "--model": args.model, "--template": args.template})
+    check_outputs({"--output": args.output, "--json": args.json},
+                  {"--images": paths, "--labels": args.labels, "--model": args.model,
+                   "--template": args.template})
     classes, templates = read_classes(args.labels), unique(read_templates(args.template))
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
@@ -148,17 +148,18 @@ def top5(args):
         args.output)
     warn(f"wrote {args.output}")
     labels = list(classes)
-    write_json({"images": {path.name: [{"label": labels[i], "name": classes[labels[i]],
-                                        "probability": float(row[i])} for i in best_five(row)]
-                           for path, row in zip(readable, probabilities, strict=True)},
-                **provenance(clip, classes, compute, args), "templates": templates})
+    result = {"images": {path.name: [{"label": labels[i], "name": classes[labels[i]],
+                                      "probability": float(row[i])} for i in best_five(row)]
+                         for path, row in zip(readable, probabilities, strict=True)},
+              **provenance(clip, classes, compute, args), "templates": templates}
+    write_result(result, of_likeliest(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
 def retrieve(args):
     photos = captioned_images(args.images, args.captions, args.limit)
     check_recording(args)
-    check_outputs({"--output": args.output, "--embeddings": args.embeddings},
+    check_outputs({"--json": args.json, "--embeddings": args.embeddings},
                   {"--images": list(photos), "--captions": args.captions, "--model": args.model})
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
@@ -171,7 +172,7 @@ def retrieve(args):
               "captions": len(texts), "model": clip.name, "precision": compute.precision,
               "unreadable": len(unreadable)}
     record(args, result, ("recall", "images", "captions", "precision"))
-    write_json(result, args.output)
+    write_result(result, of_retrieval(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
@@ -290,7 +291,7 @@ def make_parser():
     for command in (evaluating, retrieving):
         command.add_argument("--record", metavar="NAME",
                              help="write the result into the checkpoint, as measured on NAME")
-        command.add_argument("--output", metavar="JSON", help="file to write instead of stdout")
+        add_json_option(command, "--output")
     predicting.add_argument("--output", required=True, metavar="CSV", help="file to write")
     evaluating.add_argument("--truth", metavar="CSV",
                             help="filename,label: the true labels (default: in the file names)")
@@ -302,6 +303,7 @@ def make_parser():
     drawing.add_argument("--sample", type=positive_int, metavar="N",
                          help="draw N of the images at random, by --seed")
     drawing.add_argument("--output", required=True, metavar="PNG", help="figure to write")
+    add_json_option(drawing)
     add_clip_words_training(commands["words"])
     add_clip_pairs_training(commands["train"])
     return parser

@@ -5,8 +5,9 @@
   python3 p1_attn_map.py --images DIR --method relevance --output out/
   python3 p1_attn_map.py --images DIR --faithfulness        which method is the most faithful?
 
-Writes one PNG for each photo (photo, map, overlay), sheet.png of all, and JSON to stdout. Without
---checkpoint or --model it explains the default classifier, which knows 37 pet breeds.
+Writes one PNG for each photo (photo, map, overlay) and sheet.png of all; --json FILE, or a pipe,
+gets all numbers as JSON. Without --checkpoint or --model it explains the default classifier, which
+knows 37 pet breeds.
 
   last       attention of the class token to each patch in the last layer, mean over heads
              (--heads each: one overlay for each head): what the model reads out
@@ -31,7 +32,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from utils import EXIT_SOME_UNREADABLE, UserError, one_line, run, warn, write_json
+from utils import EXIT_SOME_UNREADABLE, UserError, one_line, run, warn
 
 import numpy as np
 
@@ -52,10 +53,12 @@ from inference.arrays import npz_writer
 from inference.options import (
     BATCH_SIZES,
     add_fine_tuned_options,
+    add_json_option,
     add_names_option,
     add_run_options,
 )
 from inference.parser import Parser
+from inference.results import of_maps, write_result
 from metrics import faithfulness
 
 HERE = Path(__file__).resolve().parent
@@ -252,6 +255,7 @@ def make_parser():
                        help="timm's weights for --model (network)")
     add_fine_tuned_options(model)
     add_names_option(model)
+    add_json_option(parser)
     add_run_options(parser, batch_size=16)
     return parser
 
@@ -273,7 +277,8 @@ def check_figures(paths, args):
     refuse_equal_stems(paths)
     figures, sheets = figure_files(Path(args.output), paths)
     refuse_to_replace(paths, [*figures.values(), *sheets])
-    check_outputs({"--output": [*figures.values(), *sheets], "--npz": args.npz},
+    check_outputs({"--output": [*figures.values(), *sheets], "--npz": args.npz,
+                   "--json": args.json},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--model": args.model,
                    "--weights": args.weights, "--names": args.names})
 
@@ -283,7 +288,9 @@ def main():
     args = parser.parse_args()
     check_options(args, parser)
     paths = image_paths(args.images, args.limit)
-    if not args.faithfulness:
+    if args.faithfulness:
+        check_outputs({"--json": args.json}, {"--images": paths, "--checkpoint": args.checkpoint})
+    else:
         check_figures(paths, args)
     from models.vit import open_vit  # imports torch
 
@@ -293,7 +300,7 @@ def main():
     classifier.model.to(compute.device)
     function = faithfulness_table if args.faithfulness else draw_all
     result, unreadable = function(classifier, paths, compute, args)
-    write_json(result)
+    write_result(result, of_maps(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 

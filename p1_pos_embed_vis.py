@@ -25,7 +25,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from utils import UserError, run, warn, write_json
+from utils import UserError, run, warn
 
 import numpy as np
 
@@ -33,8 +33,9 @@ from ckpt import registry
 from data.files import check_outputs
 from figures import maps
 from inference.arrays import npz_writer
-from inference.options import add_fine_tuned_options
+from inference.options import add_fine_tuned_options, add_json_option
 from inference.parser import Parser
+from inference.results import of_positions, write_result
 
 # --- compute ------------------------------------------------------------------------------------
 
@@ -117,6 +118,7 @@ def make_parser():
     parser.add_argument("--output", default="runs/pos_embed.png", metavar="PNG", help="the figure")
     parser.add_argument("--npz", metavar="FILE",
                         help="keep similarity (patches, patches) and grid of the one model here")
+    add_json_option(parser)
     return parser
 
 
@@ -127,7 +129,7 @@ def main():
         raise UserError("--weights goes with a model's name; give --model NAME")
     if args.npz and len(sources) > 1:
         raise UserError("--npz keeps one model's similarity; give one --model or --checkpoint")
-    check_outputs({"--output": args.output, "--npz": args.npz},
+    check_outputs({"--output": args.output, "--npz": args.npz, "--json": args.json},
                   {"--checkpoint": sources, "--weights": args.weights})
     embeddings = read_embeddings(sources, args.pretrained, args.weights, args.ema_weights)
     similarities = {name: (cosine_similarity(embedding), grid)
@@ -142,7 +144,7 @@ def main():
         with npz_writer(args.npz) as keep:
             keep("similarity", similarity)
             keep("grid", np.array(grid))
-    write_json(numbers)
+    write_result(numbers, of_positions(numbers), args.json)
 
 
 if __name__ == "__main__":

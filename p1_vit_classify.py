@@ -36,7 +36,6 @@ from utils import (
     printable,
     run,
     warn,
-    write_json,
 )
 
 import numpy as np
@@ -51,10 +50,12 @@ from inference.options import (
     BATCH_SIZES,
     add_command,
     add_fine_tuned_options,
+    add_json_option,
     add_names_option,
     add_run_options,
 )
 from inference.parser import Parser
+from inference.results import of_classifier, write_result
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.sweep import sweep
@@ -92,10 +93,10 @@ def predict(args):
 
 
 def evaluate(args):
-    """Loss, accuracy and confusions on labelled photos: JSON, and figures where they are asked."""
+    """Loss, accuracy and confusions on labelled photos, and figures where they are asked."""
     paths = list_images(args.images, args.limit)
     figures = [Path(args.figures) / name for name in FIGURES] if args.figures else None
-    check_outputs({"--output": args.output, "--figures": figures},
+    check_outputs({"--json": args.json, "--figures": figures},
                   {"--images": paths, "--labels": args.labels, **model_files(args)})
     if args.record and len(args.checkpoint) > 1:
         raise UserError("--record takes one checkpoint, not an ensemble; give one --checkpoint")
@@ -118,7 +119,7 @@ def evaluate(args):
         "image_sizes": [classifier.preprocessing["size"] for classifier in classifiers],
         "images": str(args.images), "device": compute.device, "precision": compute.precision,
         "unreadable": len(unreadable)}
-    write_json(result, args.output)
+    write_result(result, of_classifier(result), args.json)
     if args.record:
         record_result(args.checkpoint[0], args.record, result, RECORDED)
     if args.figures:
@@ -209,7 +210,7 @@ def make_parser():
     predicting = add_command(commands, "predict", predict,
                              "label a folder of photos: a CSV filename,label")
     evaluating = add_command(commands, "eval", evaluate,
-                             "loss and accuracy on labelled photos, as JSON")
+                             "loss and accuracy on labelled photos")
     for command in (predicting, evaluating):
         add_run_options(command, None)
         command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
@@ -228,7 +229,7 @@ def make_parser():
                             help="write the confusion matrix and the most confident errors here")
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
-    evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
+    add_json_option(evaluating, "--output")
 
     add_classifier_training(add_command(commands, "train", train,
                                         "fine-tune a classifier, or train one from random weights"))

@@ -7,7 +7,8 @@
   python3 p2_attn_vis.py --model catr --weights FILE --vocab vocab.txt
 
 Writes <stem>.png for each photo: the photo titled <start>, then an overlay for each word of its
-caption, the last one titled <end>. Prints numbers to stdout, as JSON. Takes about a second a photo.
+caption, the last one titled <end>. Prints a line for each photo on a terminal, else all numbers as
+JSON (--json FILE writes them in either case). Takes about a second a photo.
 
 A word's map is the cross-attention of the query that produced it, which stands at the token before
 it, in the last decoder layer (--layer): the mean over its heads, or a row of panels for each head
@@ -35,7 +36,7 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from utils import EXIT_SOME_UNREADABLE, UserError, printable, run, warn, write_json
+from utils import EXIT_SOME_UNREADABLE, UserError, printable, run, warn
 
 import numpy as np
 
@@ -55,10 +56,12 @@ from inference.arrays import npz_writer
 from inference.options import (
     BATCH_SIZES,
     add_captioner_options,
+    add_json_option,
     add_run_options,
     add_search_options,
 )
 from inference.parser import Parser
+from inference.results import of_words, write_result
 
 HERE = Path(__file__).resolve().parent
 END = "<end>"
@@ -242,6 +245,7 @@ def make_parser():
                         help='draw these captions, {"<image name>": "caption", …}, in place of the '
                              "model's own")
     parser.add_argument("--npz", metavar="FILE", help="write the maps and their words here")
+    add_json_option(parser)
     add_captioner_options(parser, registry.default("p2"))
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
@@ -272,7 +276,8 @@ def check_files(paths, args):
                for prefix in (("best_", "worst_") if args.best_worst else ("",))]
     refuse_to_replace(paths, figures)
     table = [out / "ranking.csv"] if args.best_worst else []
-    check_outputs({"--output": [*figures, *table], "--npz": args.npz},
+    check_outputs({"--output": [*figures, *table], "--npz": args.npz,
+                   "--json": args.json},
                   {"--images": paths, "--captions": args.captions, "--refs": args.refs,
                    "--checkpoint": args.checkpoint, "--weights": args.weights,
                    "--vocab": args.vocab, "--clip": args.clip})
@@ -308,7 +313,7 @@ def main():
         result["images"] = draw_all(captioner, batches, args)
         warn(f"wrote {len(result['images'])} figures into {args.output}")
     report_unreadable(paths, unreadable)
-    write_json(result)
+    write_result(result, of_words(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 

@@ -64,6 +64,13 @@ def add_names_option(group: argparse._ActionsContainer) -> None:
                             "as in id2label.json (default: id2label.json beside --weights)")
 
 
+def add_json_option(parser: argparse.ArgumentParser, *other_names: str) -> None:
+    """The option behind ``inference.results.write_result``."""
+    parser.add_argument("--json", *other_names, metavar="FILE",
+                        help="write the whole result here, as JSON (default: to stdout where that "
+                             "is no terminal; a terminal shows a summary)")
+
+
 def add_captioner_options(parser: argparse.ArgumentParser, checkpoint: object) -> None:
     """The options behind ``inference.caption.open_captioner``; ``checkpoint`` is the default."""
     group = parser.add_argument_group("captioner")

@@ -34,7 +34,7 @@ from training.distillation import (
     prepare_with_teachers,
 )
 from training.loop import Task, check_out, fit_recipe
-from training.recipe import Recipe, check_files, describe_training, photos_digest
+from training.recipe import Recipe, announce, check_files, describe_training, photos_digest
 
 
 def train_classifier(args: argparse.Namespace) -> list[dict]:
@@ -53,6 +53,8 @@ def train_classifier(args: argparse.Namespace) -> list[dict]:
     recipe = Recipe.from_args(args)
     classifier = starting_classifier(args, photos.classes, names)
     task = classifier_task(classifier, photos, teachers, recipe, args)
+    announce(f"{len(photos.train.paths):,} photos of {len(photos.classes)} classes, "
+             f"{len(photos.val.paths):,} to validate on", classifier.model, recipe)
     history = fit_recipe(classifier.model, task, recipe, args)
     warn(f"wrote {curves_file(args.out)}")
     return history

@@ -23,7 +23,14 @@ from models.vit_gpt2 import build_captioner
 from training.loop import Task, check_out, fit_recipe
 from training.optimizers import parameter_groups
 from training.options import FRESH_DECODER, MAX_LENGTH
-from training.recipe import Recipe, check_files, describe_training, short_digest, texts_digest
+from training.recipe import (
+    Recipe,
+    announce,
+    check_files,
+    describe_training,
+    short_digest,
+    texts_digest,
+)
 
 
 def pretrain(args: argparse.Namespace) -> list[dict]:
@@ -44,6 +51,7 @@ def pretrain(args: argparse.Namespace) -> list[dict]:
         save_captioner(path, model, **about, metrics=row)
 
     task = language_task(base, texts, val_texts, save, recipe, args.label_smoothing)
+    announce(f"{len(texts):,} captions, {len(val_texts):,} to validate on", base, recipe)
     return fit_recipe(base, task, recipe, args)
 
 

@@ -11,11 +11,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from utils import UserError
+from utils import UserError, warn
 
 from data.compute import Compute, resolve_device, resolve_precision
 from data.files import check_outputs
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 # Where --lr and --weight-decay are not given. AdamW alone decouples its weight decay from the
 # gradient (Loshchilov & Hutter 2019): Adam divides a decay in the gradient by the gradient's own
@@ -137,6 +141,16 @@ def check_out(out: str | Path, resume: bool) -> None:
     elif (Path(out) / "best.safetensors").exists():
         raise UserError(f"{out} holds best.safetensors, but no last.pt to continue from: give "
                         "another --out")
+
+
+def announce(what: str, model: Module, recipe: Recipe) -> None:
+    """Say on stderr, before the first step, what is trained and how."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, needed in sizes if needed)
+    learned = f"{total:,} parameters" if trained == total else \
+        f"{trained:,} of {total:,} parameters are trained"
+    warn(f"{what}; {learned}; {recipe.compute.device}, {recipe.compute.precision}, "
+         f"{recipe.epochs} epochs")
 
 
 def describe_training(args: argparse.Namespace, recipe: Recipe, trained_on: dict) -> dict:
