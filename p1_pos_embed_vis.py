@@ -28,6 +28,7 @@ import numpy as np
 
 from ckpt import registry
 from data.files import check_outputs
+from data.photos import figure_file
 from figures import maps
 from inference.arrays import npz_writer
 
@@ -95,7 +96,8 @@ def make_parser():
     parser.add_argument("--pretrained", action="store_true",
                         help="timm's weights for each NAME (network)")
     parser.add_argument("--weights", metavar="FILE", help="these weights for NAME")
-    parser.add_argument("--output", default="runs/pos_embed.png", metavar="PNG", help="the figure")
+    parser.add_argument("--output", default="runs/pos_embed.png", metavar="PNG|DIR",
+                        help="the figure; pos_embed.png in a folder")
     parser.add_argument("--npz", metavar="FILE",
                         help="keep similarity (patches, patches) and grid of the one model here")
     return parser
@@ -106,7 +108,8 @@ def main():
     sources = [*args.checkpoint, *args.model] or [str(registry.default("p1"))]
     if args.npz and len(sources) > 1:
         raise UserError("--npz keeps one model's similarity; give one --model or --checkpoint")
-    check_outputs({"--output": args.output, "--npz": args.npz},
+    figure = figure_file(args.output, "pos_embed")
+    check_outputs({"--output": figure, "--npz": args.npz},
                   {"--checkpoint": sources, "--weights": args.weights})
     embeddings = read_embeddings(sources, args.pretrained, args.weights)
     similarities = {name: (cosine_similarity(embedding), grid)
@@ -114,8 +117,8 @@ def main():
     numbers = {name: {"grid": list(grid), **structure(similarity, grid)}
                for name, (similarity, grid) in similarities.items()}
     maps.position_tiles(similarities, {name: row["by_distance"] for name, row in numbers.items()},
-                        args.output)
-    warn(f"wrote {args.output}")
+                        figure)
+    warn(f"wrote {figure}")
     if args.npz:
         (similarity, grid), = similarities.values()
         with npz_writer(args.npz) as keep:
