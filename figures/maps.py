@@ -124,7 +124,7 @@ def attention_panel(
         if differences:
             panels += [(f"{names[0]} - {name}", difference_overlay(photo, heats[0] - heat, top))
                        for name, heat in zip(names[1:], heats[1:], strict=True)]
-            legend += "\ndifference: red where the first class has more, blue where the other has"
+            legend += "\nred: the first class has more; blue: the other has more"
         panel_sheet([panels], title, path, top, legend, quantity)
         return overlays[0]
     drawn = overlay(photo, heats[0])
@@ -244,7 +244,8 @@ def _colour_bar(figure: plt.Figure, top: float, legend: str, quantity: str) -> N
                     format=lambda value, _: shown.format(value * (100 if quantity == SHARE else 1)))
     bar.tick_params(labelsize=7, length=2)
     bar.set_xlabel(quantity, size=7.5, labelpad=1)
-    figure.text(2.75 / width, 0.4 / height, legend, size=7.5, color="0.35")
+    lines = [line for text in legend.split("\n") for line in wrapped(text, 7.5, width - 2.85)]
+    figure.text(2.75 / width, 0.54 / height, "\n".join(lines), size=7.5, color="0.35", va="top")
 
 
 # --- position embeddings ------------------------------------------------------------------------
