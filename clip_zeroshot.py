@@ -52,7 +52,7 @@ from data.captions import captioned_images
 from data.compute import Compute
 from data.files import check_outputs, markdown_table, write_csv
 from data.labels import class_indices, labels_in_names, read_classes, read_labels
-from data.photos import image_paths, list_images, load_image, report_unreadable
+from data.photos import figure_file, image_paths, list_images, report_unreadable
 from figures import charts
 from inference.clip import image_features, kept_image_features, open_clip, text_features
 from inference.options import BATCH_SIZES, add_json_option, add_run_options
@@ -62,7 +62,10 @@ from inference.zeroshot import (
     TEMPLATE,
     TEMPLATES,
     ZeroShot,
+    best_five,
+    panel,
     read_templates,
+    said,
     template_accuracies,
     unique,
 )
@@ -132,7 +135,8 @@ def top5(args):
     if len({path.name for path in paths}) < len(paths):
         raise UserError("two of the images have one name, by which the result names them; "
                         "rename one")
-    check_outputs({"--output": args.output, "--json": args.json},
+    figure = figure_file(args.output, "top5")
+    check_outputs({"--output": figure, "--json": args.json},
                   {"--images": paths, "--labels": args.labels, "--model": args.model,
                    "--template": args.template})
     classes, templates = read_classes(args.labels), unique(read_templates(args.template))
@@ -144,9 +148,9 @@ def top5(args):
     charts.top_classes(
         [panel(path, row, classes, true) for path, row, true in zip(
             readable, probabilities, labels_in_names(readable, classes), strict=True)],
-        f"probability (%): softmax over {len(classes)} classes, logit scale {clip.logit_scale:.1f}",
-        args.output)
-    warn(f"wrote {args.output}")
+        f"probability (%) of {said(templates)}\nsoftmax over {len(classes)} classes, logit scale "
+        f"{clip.logit_scale:.1f} · {printable(Path(clip.name).name)}", figure)
+    warn(f"wrote {figure}")
     labels = list(classes)
     result = {"images": {path.name: [{"label": labels[i], "name": classes[labels[i]],
                                       "probability": float(row[i])} for i in best_five(row)]
@@ -211,25 +215,6 @@ def provenance(clip, classes, compute, args):
     """What a result was computed with."""
     return {"model": clip.name, "logit_scale": clip.logit_scale, "classes": len(classes),
             "labels": str(args.labels), "device": compute.device, "precision": compute.precision}
-
-
-def best_five(row):
-    """Indices of the five largest probabilities, the largest first."""
-    return np.argsort(-row, kind="stable")[:5]
-
-
-def panel(path, row, classes, true):
-    """A panel of ``charts.top_classes``: the photo, its title, and names, probabilities and
-    correctness of the five likeliest classes. ``true`` is the label in the file's name."""
-    labels, best = list(classes), best_five(row)
-    title = printable(path.name)
-    if true in classes:
-        title += f"\ntrue: {printable(classes[true])}"
-        rank = int((row > row[labels.index(true)]).sum()) + 1
-        if rank > len(best):
-            title += f"\nrank {rank}"
-    return (load_image(path), title, [printable(classes[labels[i]]) for i in best], row[best],
-            [labels[i] == true for i in best])
 
 
 def accuracy_table(rows):
@@ -302,7 +287,8 @@ def make_parser():
                          metavar="PATH", help="image files, or one folder")
     drawing.add_argument("--sample", type=positive_int, metavar="N",
                          help="draw N of the images at random, by --seed")
-    drawing.add_argument("--output", required=True, metavar="PNG", help="figure to write")
+    drawing.add_argument("--output", required=True, metavar="PNG|DIR",
+                         help="figure to write; top5.png in a folder")
     add_json_option(drawing)
     add_clip_words_training(commands["words"])
     add_clip_pairs_training(commands["train"])

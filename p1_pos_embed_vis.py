@@ -31,6 +31,7 @@ import numpy as np
 
 from ckpt import registry
 from data.files import check_outputs
+from data.photos import figure_file
 from figures import maps
 from inference.arrays import npz_writer
 from inference.options import add_fine_tuned_options, add_json_option
@@ -115,7 +116,8 @@ def make_parser():
     parser.add_argument("--pretrained", action="store_true",
                         help="timm's weights for each NAME (network)")
     add_fine_tuned_options(parser)
-    parser.add_argument("--output", default="runs/pos_embed.png", metavar="PNG", help="the figure")
+    parser.add_argument("--output", default="runs/pos_embed.png", metavar="PNG|DIR",
+                        help="the figure; pos_embed.png in a folder")
     parser.add_argument("--npz", metavar="FILE",
                         help="keep similarity (patches, patches) and grid of the one model here")
     add_json_option(parser)
@@ -129,7 +131,8 @@ def main():
         raise UserError("--weights goes with a model's name; give --model NAME")
     if args.npz and len(sources) > 1:
         raise UserError("--npz keeps one model's similarity; give one --model or --checkpoint")
-    check_outputs({"--output": args.output, "--npz": args.npz, "--json": args.json},
+    figure = figure_file(args.output, "pos_embed")
+    check_outputs({"--output": figure, "--npz": args.npz, "--json": args.json},
                   {"--checkpoint": sources, "--weights": args.weights})
     embeddings = read_embeddings(sources, args.pretrained, args.weights, args.ema_weights)
     similarities = {name: (cosine_similarity(embedding), grid)
@@ -137,8 +140,8 @@ def main():
     numbers = {name: {"grid": list(grid), **structure(similarity, grid)}
                for name, (similarity, grid) in similarities.items()}
     maps.position_tiles(similarities, {name: row["by_distance"] for name, row in numbers.items()},
-                        args.output)
-    warn(f"wrote {args.output}")
+                        figure)
+    warn(f"wrote {figure}")
     if args.npz:
         (similarity, grid), = similarities.values()
         with npz_writer(args.npz) as keep:

@@ -117,6 +117,28 @@ def refuse_to_replace(paths: Sequence[Path], outputs: Sequence[Path]) -> None:
             raise UserError(f"the figure {output} would replace a photo; give another --output")
 
 
+def is_png(output: str | Path) -> bool:
+    """Whether ``--output`` names a single figure, and not a folder."""
+    return Path(output).suffix.lower() == ".png" and not Path(output).is_dir()
+
+
+def figure_file(output: str | Path, name: str) -> Path:
+    """The file of the one figure that ``--output`` asks for: itself where it ends in .png, else
+    ``<name>.png`` in that folder."""
+    return Path(output) if is_png(output) else Path(output) / f"{name}.png"
+
+
+def figure_files(output: str | Path, paths: Sequence[Path], ending: str = "") -> dict[Path, Path]:
+    """{photo: its figure}: ``<stem><ending>.png`` in the folder ``output``; of one photo, where
+    ``output`` ends in .png, that file. UserError for two photos whose figures would have one name.
+    """
+    if is_png(output) and len(paths) > 1:
+        raise UserError(f"--output {output} is one figure, and {len(paths)} photos have one each; "
+                        "give a folder")
+    refuse_equal_stems(paths)
+    return {path: figure_file(output, path.stem + ending) for path in paths}
+
+
 def free_stem(stem: str, paths: Sequence[Path]) -> str:
     """The name, without extension, of a figure that is written beside one for each photo, under the
     photo's own: ``stem``, with underscores before it where a photo is called so, or ``<stem>_2``.

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError
+from utils import UserError, printable
 
 import numpy as np
 
 from data.files import read_lines
+from data.photos import load_image
 from inference.clip import text_features
 from inference.parser import understood
 from metrics import accuracy
@@ -163,3 +164,31 @@ def inside_imagenet(name: str) -> bool:
     """Whether ``name`` is one of the names that ImageNet-1k (Russakovsky et al. 2015) gives its
     classes, which are WordNet's lemmas: "tabby" and "tabby cat" are, "cat" is not."""
     return name.replace("_", " ").strip().casefold() in _imagenet_names()
+
+
+# --- the figure of the likeliest classes ---------------------------------------------------------
+
+
+def best_five(row):
+    """Indices of the five largest probabilities, the largest first."""
+    return np.argsort(-row, kind="stable")[:5]
+
+
+def said(templates):
+    """The template, in quotes, or of how many the mean is."""
+    return f"“{printable(templates[0])}”" if len(templates) == 1 else (
+        f"the mean of {len(templates)} templates")
+
+
+def panel(path, row, classes, true):
+    """A panel of ``charts.top_classes``: the photo, its title, and names, probabilities and
+    correctness of the five likeliest classes. ``true`` is the label in the file's name."""
+    labels, best = list(classes), best_five(row)
+    title = printable(path.name)
+    if true in classes:
+        title += f"\ntrue: {printable(classes[true])}, {row[labels.index(true)]:.1%}"
+        rank = int((row > row[labels.index(true)]).sum()) + 1
+        if rank > len(best):
+            title += f" (rank {rank})"
+    return (load_image(path), title, [printable(classes[labels[i]]) for i in best], row[best],
+            [labels[i] == true for i in best])

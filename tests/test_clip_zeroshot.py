@@ -285,7 +285,8 @@ def test_top5_draws_and_prints(tmp_path, photos, clip_file, capsys, monkeypatch)
     expected = by_hand(clip_file, paths, [names[key].replace("_", " ") for key in sorted(names)],
                        ["a photo of a {}"])
     panels, quantity = drawn[0][:2]
-    assert quantity == "probability (%): softmax over 9 classes, logit scale 14.3"
+    assert quantity == ("probability (%) of “a photo of a {object}”\nsoftmax over 9 classes, logit "
+                        f"scale 14.3 · {clip_file.name}")
     for path, row, panel in zip(paths, expected, panels, strict=True):
         best = np.argsort(-row)[:5]
         found = results[0]["images"][path.name]
@@ -295,8 +296,9 @@ def test_top5_draws_and_prints(tmp_path, photos, clip_file, capsys, monkeypatch)
         assert shown == [place["name"] for place in found]
         np.testing.assert_allclose(shares, row[best], atol=1e-5)
         assert true == [place["label"] == path.name[0] for place in found]
-        assert title.startswith(f"{path.name}\ntrue: {names[path.name[0]].replace('_', ' ')}")
-        assert ("\nrank " in title) == (not any(true))
+        assert title.startswith(f"{path.name}\ntrue: {names[path.name[0]].replace('_', ' ')}, "
+                                f"{row[int(path.name[0])]:.1%}")
+        assert ("(rank" in title) == (not any(true))
 
 
 def test_top5_of_files_and_of_awkward_photos(tmp_path, clip_file, capsys):
