@@ -46,8 +46,10 @@ from data.photos import (
     report_unreadable,
 )
 from figures import charts, maps
+from figures.page import check_count
 from inference.arrays import npz_writer
 from inference.options import BATCH_SIZES, add_run_options
+from inference.patch_page import write_patch_page
 from metrics import faithfulness
 
 HERE = Path(__file__).resolve().parent
@@ -56,7 +58,7 @@ QUANTITIES = {"last": "share of attention, per patch", "rollout": "share of roll
 SHEET = 40  # photos on a sheet
 # Options about one method's figures, by the name of their argument.
 OF_FIGURES = {"method": "--method", "heads": "--heads", "layer": "--layer", "target": "--class",
-              "npz": "--npz"}
+              "npz": "--npz", "html": "--html"}
 
 
 # --- compute ------------------------------------------------------------------------------------
@@ -233,6 +235,9 @@ def make_parser():
     parser.add_argument("--class", dest="target", metavar="LABEL",
                         help="relevance for this label or name instead of the predicted one")
     parser.add_argument("--npz", metavar="FILE", help="keep the maps and file names here")
+    parser.add_argument("--html", metavar="FILE",
+                        help="also write a page that shows what any patch attends to, in every "
+                             "layer, rollout, and relevance for the likeliest classes")
     parser.add_argument("--faithfulness", action="store_true",
                         help="instead of figures: deletion and insertion areas of every method")
     model = parser.add_argument_group("model")
@@ -262,9 +267,12 @@ def check_options(args, parser):
 def check_figures(paths, args):
     """UserError for figures that could not be written, or would overwrite a photo."""
     refuse_equal_stems(paths)
+    if args.html:
+        check_count(len(paths))
     figures, sheets = figure_files(Path(args.output), paths)
     refuse_to_replace(paths, [*figures.values(), *sheets])
-    check_outputs({"--output": [*figures.values(), *sheets], "--npz": args.npz},
+    check_outputs({"--output": [*figures.values(), *sheets], "--npz": args.npz,
+                   "--html": args.html},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--model": args.model,
                    "--weights": args.weights})
 
@@ -283,6 +291,8 @@ def main():
     classifier.model.to(compute.device)
     function = faithfulness_table if args.faithfulness else draw_all
     result, unreadable = function(classifier, paths, compute, args)
+    if args.html:
+        write_patch_page(classifier, paths, compute, args.layer, args.html)
     write_json(result)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 

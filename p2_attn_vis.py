@@ -29,8 +29,7 @@ of patches; "peak" is the patch with the most attention.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, printable, run, warn, write_json
@@ -38,7 +37,7 @@ from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, printable, ru
 import numpy as np
 
 from ckpt import registry
-from data.captions import of_images, read_captions, read_predictions
+from data.captions import of_images, read_captions
 from data.compute import Compute
 from data.files import check_outputs, write_csv
 from data.photos import (
@@ -49,6 +48,7 @@ from data.photos import (
     report_unreadable,
 )
 from figures import maps
+from figures.page import check_count
 from inference.arrays import npz_writer
 from inference.options import (
     BATCH_SIZES,
@@ -56,100 +56,12 @@ from inference.options import (
     add_run_options,
     add_search_options,
 )
+from inference.word_page import word_page
+from inference.words import END, captioned_batches, given_captions, numbers, word_maps
 
 HERE = Path(__file__).resolve().parent
-END = "<end>"
-Texts = dict[Path, tuple[str, list[int]]]  # each image's caption, and its ids with the end token
 
 # --- compute ------------------------------------------------------------------------------------
-
-
-def written_captions(captioner, memory, search) -> list[tuple[str, list[int]]]:
-    """The captioner's own captions and their ids, the end token included where it was written."""
-    from models.decoding import generate
-
-    limit = min(search.max_length or captioner.max_length, captioner.max_length)
-    return [(captioner.tokenizer.decode(ids), [*ids, captioner.tokenizer.end_id][:limit])
-            for ids in generate(captioner, memory, search)]
-
-
-def given_captions(captioner, paths: Sequence[Path], file: str | Path) -> Texts:
-    """The captions in ``file``, and their ids as the captioner would have written them."""
-    texts: Texts = {}
-    named = read_predictions(file)
-    for path, text in of_images(named, paths, file).items():
-        ids, limit = captioner.tokenizer.encode(text), captioner.max_length
-        if len(ids) >= limit:
-            warn(f"{path.name}: of the caption's {len(ids)} tokens and its end, the {limit} that "
-                 "the captioner can write are drawn")
-        texts[path] = text, [*ids, captioner.tokenizer.end_id][:limit]
-    return texts
-
-
-def captioned_batches(
-    captioner, paths: Sequence[Path], texts: Texts | None, search, compute: Compute,
-    unreadable: list, title: str = "attention",
-) -> Iterator[tuple[list[tuple[Path, str, list[int]]], object]]:
-    """Yield ([(path, caption, its ids)], memory) batch by batch. Where ``texts`` is None, the
-    captioner writes the captions. (path, reason) of unreadable files go to ``unreadable``.
-
-    Raises UserError where no file can be read.
-    """
-    from inference.caption import encoded_batches
-
-    for names, memory in encoded_batches(captioner, paths, compute, unreadable, title):
-        batch = ([texts[path] for path in names] if texts is not None
-                 else written_captions(captioner, memory, search))
-        yield [(path, *text) for path, text in zip(names, batch, strict=True)], memory
-    if len(unreadable) == len(paths):
-        report_unreadable((), unreadable)
-
-
-def word_maps(
-    captioner, memory, rows: Sequence[Sequence[int]], layer: int
-) -> list[tuple[list[str], np.ndarray]]:
-    """For each image's ids: its words, and their maps (heads, words, grid rows, grid cols) float32.
-
-    A word's map is the cross-attention of the queries that produced its tokens, computed in float32
-    whatever the precision of ``memory``. Raises RuntimeError for a map that is not finite or does
-    not sum to 1.
-    """
-    import torch
-
-    tokenizer, device = captioner.tokenizer, memory.features.device
-    tokens = torch.full((len(rows), max(map(len, rows))), tokenizer.end_id)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[:len(ids)] = torch.tensor(ids)
-    memory = replace(memory, features=memory.features.float())
-    with torch.inference_mode():
-        weights = captioner.cross_attention(memory, tokens.to(device), layer).cpu()
-    off = (weights.sum(-1) - 1).abs().max().item()
-    if not off < 1e-4:
-        raise RuntimeError(f"attention rows of layer {layer} miss a sum of 1 by {off:.1e}")
-    found = []
-    for ids, heads, grid in zip(rows, weights, memory.grids, strict=True):
-        words = tokenizer.words(ids)
-        if ids[-1] == tokenizer.end_id:
-            words.append((END, [len(ids) - 1]))
-        words = words or [("", list(range(len(ids))))]  # a caption of spaces only
-        each = torch.stack([heads[:, positions].mean(1) for _, positions in words], 1)
-        each = each[..., :grid[0] * grid[1]]  # without the padding of a smaller grid
-        found.append(([word for word, _ in words], each.unflatten(-1, grid).numpy()))
-    return found
-
-
-def numbers(grids: np.ndarray) -> list[dict]:
-    """Maps (words, rows, cols) -> each word's entropy and the peak of its map."""
-    import torch
-
-    from models.attention import entropy
-
-    cells = max(grids[0].size, 2)
-    peaks = [np.unravel_index(grid.argmax(), grid.shape) for grid in grids]
-    return [{"entropy_bits": round(bits, 4), "entropy_share": round(bits / np.log2(cells), 4),
-             "peak": {"row": int(row), "col": int(col), "share": round(float(grid[row, col]), 4)}}
-            for grid, bits, (row, col) in zip(
-                grids, entropy(torch.from_numpy(grids)).tolist(), peaks, strict=True)]
 
 
 def clip_scorer(source: str, compute: Compute):
@@ -165,13 +77,14 @@ def clip_scorer(source: str, compute: Compute):
 # --- commands -----------------------------------------------------------------------------------
 
 
-def draw_all(captioner, batches: Iterable, args, prefix="", notes=()) -> list[dict]:
-    """Write a figure for each image of ``captioned_batches``, with ``notes`` under its title;
-    returns their rows for stdout."""
+def draw_all(captioner, batches: Iterable, args, prefix="", notes=(), photos=1) -> list[dict]:
+    """Write a figure for each image of ``captioned_batches``, with ``notes`` under its title, and
+    the page of ``photos`` images; returns their rows for stdout."""
     layer = "last layer" if args.layer == -1 else f"layer {args.layer}"
     rows, each = [], args.heads == "each"
-    with npz_writer(args.npz) as keep:
+    with npz_writer(args.npz) as keep, word_page(args, captioner, photos) as add_to_page:
         for batch, memory in batches:
+            add_to_page(batch, memory)
             found = word_maps(captioner, memory, [ids for *_, ids in batch], args.layer)
             for (path, text, ids), (words, heads) in zip(batch, found, strict=True):
                 mean = heads.mean(0)
@@ -239,6 +152,9 @@ def make_parser():
                         help='draw these captions, {"<image name>": "caption", …}, in place of the '
                              "model's own")
     parser.add_argument("--npz", metavar="FILE", help="write the maps and their words here")
+    parser.add_argument("--html", metavar="FILE",
+                        help="also write a page that shows the map of a word when you point at it, "
+                             "with all layers and heads")
     add_captioner_options(parser, registry.default("p2"))
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
@@ -256,20 +172,25 @@ def check_options(args, parser):
     """Wrong usage where options do not go together."""
     if args.best_worst != bool(args.refs):
         parser.error("--best-worst and --refs JSON go together")
-    if args.best_worst and args.npz:
-        parser.error("--npz keeps the maps of all images, --best-worst draws two; give one of them")
+    for option, value in (("--npz", args.npz), ("--html", args.html)):
+        if args.best_worst and value:
+            parser.error(f"{option} keeps the maps of all images, --best-worst draws two; give one "
+                         "of them")
 
 
 def check_files(paths, args):
     """Before any work, refuse outputs of equal names, outputs that cannot be written, and outputs
     that would replace an input."""
     refuse_equal_stems(paths)
+    if args.html:
+        check_count(len(paths))
     out = Path(args.output)
     figures = [out / f"{prefix}{path.stem}.png" for path in paths
                for prefix in (("best_", "worst_") if args.best_worst else ("",))]
     refuse_to_replace(paths, figures)
     table = [out / "ranking.csv"] if args.best_worst else []
-    check_outputs({"--output": [*figures, *table], "--npz": args.npz},
+    check_outputs({"--output": [*figures, *table], "--npz": args.npz,
+                   "--html": args.html},
                   {"--images": paths, "--captions": args.captions, "--refs": args.refs,
                    "--checkpoint": args.checkpoint, "--weights": args.weights,
                    "--vocab": args.vocab, "--clip": args.clip})
@@ -302,7 +223,7 @@ def main():
     else:
         batches = captioned_batches(captioner, paths, texts, Search.from_args(args), compute,
                                     unreadable)
-        result["images"] = draw_all(captioner, batches, args)
+        result["images"] = draw_all(captioner, batches, args, photos=len(paths))
         warn(f"wrote {len(result['images'])} figures into {args.output}")
     report_unreadable(paths, unreadable)
     write_json(result)
