@@ -26,13 +26,14 @@ from training.clip_pairs import (
     center,
     contrastive_loss,
     contrastive_task,
-    read_pairs,
 )
 from training.clip_targets import (
     Names,
     names_to_learn,
+    pair_vectors,
     photo_vectors,
     read_lexicon,
+    read_pairs,
     sentence_means,
 )
 from training.clip_words import NamePhrases, names_task, trim_padding
@@ -103,22 +104,35 @@ def test_sentence_vectors_weight_the_class_vectors(tmp_path, wordnet):
     file = write_name_vectors(tmp_path / "v.npz", {"Sea_Monster": vector})
     lexicon = read_lexicon(wordnet, file)
     assert "sea monster" in lexicon.names and lexicon.names.count("tench") == 1
-    found = sentence_means(lexicon, classes, scale=5)
+    found = sentence_means(lexicon, classes, {}, scale=5)
     arrays = dict(zip(*np.load(file).values(), strict=True))
     cosines = [arrays[name] @ vector / np.linalg.norm(arrays[name]) / np.linalg.norm(vector)
                for name in class_names()]
     weights = np.exp(5 * np.array(cosines))
     np.testing.assert_allclose(found["sea monster"], weights / np.linalg.norm(weights), rtol=1e-4)
     assert found["tench"].argmax() == 0 and set(found) == {*class_names(), "sea monster"}
-    assert sentence_means(read_lexicon(wordnet), classes, 5) == {}
+    assert sentence_means(read_lexicon(wordnet), classes, {}, 5) == {}
+    shown = {"sea monster": classes[500], "unknown": classes[501]}
+    found = sentence_means(lexicon, classes, shown, scale=5)["sea monster"]
+    assert found.argmax() == 500  # its own photo: the cosine is 1
+    others = np.delete(np.arange(1000), 500)
+    np.testing.assert_allclose(found[others] / found[0], (weights / weights[0])[others], rtol=1e-3)
+
+
+def test_pairs_are_centered_in_their_source():
+    features = np.array([[1.0, 0, 5], [0, 1, 5], [0, 1, 5], [0, 1, 5]])
+    found = pair_vectors([(features, ["bear", "crane", "crane", "crane"]),
+                          (features[:2, ::-1], ["bear", "crane"])])
+    first, second = np.array([0.75, -0.75, 0]), np.array([0, -0.5, 0.5])
+    np.testing.assert_allclose(found["bear"], (first + second) / np.linalg.norm(first + second))
 
 
 def test_a_names_vector_is_the_mean_of_its_sources(tmp_path, wordnet):
     classes = np.eye(1000)
     file = write_name_vectors(tmp_path / "v.npz", {"sea monster": np.ones(8)})
     lexicon = read_lexicon(wordnet, file)
-    sentences, photos = sentence_means(lexicon, classes, 16), {"tench": classes[7]}
-    names = names_to_learn(lexicon, classes, photos, ["goldfish", "A sea monster"] * 3, 16)
+    sentences, photos = sentence_means(lexicon, classes, {}, 16), {"tench": classes[7]}
+    names = names_to_learn(lexicon, classes, photos, {}, ["goldfish", "A sea monster"] * 3, 16)
     place = {name: row for row, name in enumerate(names.names)}
     total = classes[0] + classes[7] + sentences["tench"]
     np.testing.assert_allclose(names.vectors[place["tench"]], total / np.linalg.norm(total),
@@ -127,7 +141,7 @@ def test_a_names_vector_is_the_mean_of_its_sources(tmp_path, wordnet):
                                atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(names.vectors, axis=1), 1, atol=1e-6)
     assert names.weights[place["tench"]] == 1 and names.weights[place["sea monster"]] == 0.5
-    without = names_to_learn(read_lexicon(wordnet), classes, photos, [], 16)
+    without = names_to_learn(read_lexicon(wordnet), classes, photos, {}, [], 16)
     total = classes[0] + classes[7]
     np.testing.assert_allclose(without.vectors[0], total / 2**0.5, atol=1e-6)
     assert "sea monster" not in without.names
@@ -163,12 +177,10 @@ def test_pairs_come_from_several_files_and_a_limit_spreads_over_each(tmp_path):
         (tmp_path / name).mkdir()
         rows = [f"{number}.png,{name} thing" for number in range(count)]
         (tmp_path / name / "pairs.csv").write_text("\n".join(["image,text", *rows]) + "\n")
-    files = [tmp_path / name / "pairs.csv" for name in "ab"]
-    assert len(read_pairs(files, None)) == 7
-    few = read_pairs(files, 3)
-    assert [(path.parent.name, path.stem) for path, _ in few] == [
+    few = [read_pairs(tmp_path / name / "pairs.csv", 3) for name in "ab"]
+    assert [(path.parent.name, path.stem) for source in few for path in source] == [
         ("a", "0"), ("a", "1"), ("a", "3"), ("b", "0"), ("b", "1")]
-    assert few[0][1][0] == "a photo of a a thing" and len(few[0][1]) == 6
+    assert few[0][tmp_path / "a" / "0.png"] == "a thing"
 
 
 def test_images_with_equal_texts_are_one_group(model, tmp_path):
@@ -249,16 +261,17 @@ def test_a_clip_is_trained_and_names_photos(tmp_path, head, text_cache, capsys):
     captions = [write(tmp_path / f"{folder.name}.json", coco(
         {path.name: ["a tench", "a goldfish"] for path in sorted(folder.iterdir())}))
         for folder in (photos, more)]
-    words = [*head, "--images", photos, more, "--captions", *captions, *FEW]
     vectors = write_name_vectors(tmp_path / "v.npz", {"sea monster": np.ones(8)})
-    status, _, errors = inside(script, "words", "--out", tmp_path / "w", *words, *SMALL,
-                               "--batch-size", "32", "--name-vectors", vectors, capsys=capsys)
-    assert status == 0, errors
     rows = [f"photos/{path.name},tench" for path in sorted(photos.iterdir())]
     (tmp_path / "pairs.csv").write_text("\n".join(["image,text", *rows]) + "\n")
+    words = [*head, "--images", photos, more, "--captions", *captions, "--name-vectors", vectors,
+             "--pairs", tmp_path / "pairs.csv", *FEW]
+    status, _, errors = inside(script, "words", "--out", tmp_path / "w", *words, *SMALL,
+                               "--batch-size", "32", capsys=capsys)
+    assert status == 0, errors
     result = run_script(
         SCRIPT, "train", "--out", tmp_path / "t", "--checkpoint", tmp_path / "w/best.safetensors",
-        "--pairs", tmp_path / "pairs.csv", *words, "--batch-size", "5", "--freeze", "2",
+        *words, "--batch-size", "5", "--freeze", "2",
         "--shrink", "0.5", "--limit", "4")
     assert result.returncode == 0, result.stderr
     before, after = (load_clip(tmp_path / name / "best.safetensors") for name in "wt")
@@ -268,7 +281,7 @@ def test_a_clip_is_trained_and_names_photos(tmp_path, head, text_cache, capsys):
     assert all(blocks[0]) and all(blocks[1]) and not all(blocks[5])
     assert after.image_proj.bias.abs().sum() > 0
     assert after.metadata["centered"] and not before.metadata["centered"]
-    assert before.metadata["trained_on"]["images"] == 12
+    assert before.metadata["trained_on"]["images"] == 12 + 9
     assert after.metadata["trained_on"]["images"] == 4 + 4 + 3  # --limit 4 of each source
     recipe = before.metadata["recipe"]
     assert (recipe["name_vectors"], recipe["images"]) == ("v.npz", ["photos", "more"])
@@ -322,6 +335,8 @@ def test_a_resumed_training_must_repeat_its_options_and_data(tmp_path, head, cap
     (["train", "--checkpoint", "x", "--wordnet", "x"], "--wordnet needs the head"),
     (["train", "--checkpoint", "x", "--name-vectors", "x"], "--name-vectors needs --wordnet"),
     (["words", "--wordnet", "gone"], "cannot read gone/data.noun"),
+    (["words", "--wordnet", "gone", "--pairs", "wordnet/data.noun"], "data.noun"),
+    (["words", "--wordnet", "gone", "--pairs", "pairs.csv"], "--pairs needs --name-vectors"),
     (["words", "--wordnet", "gone", "--images", "x"], "1 image folders and 0 caption files"),
     (["words", "--wordnet", "wordnet", "--vit", "nonsense"], "timm knows no model"),
     (["words", "--wordnet", "wordnet", "--name-vectors", "gone.npz"], "cannot read gone.npz"),
@@ -334,6 +349,7 @@ def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, wordnet, words, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wordnet").symlink_to(wordnet)
     write_name_vectors(tmp_path / "few.npz", {}, without="tench")
+    (tmp_path / "pairs.csv").write_text("image,text\na.png,bear\n")
     status, _, errors = inside(script, *words, "--out", "new", *FEW, capsys=capsys)
     assert status == 1 and message in errors[0], errors
     assert len(errors) == 1 and not (tmp_path / "new").exists()

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from data.batches import LabelledImages, normalized_batches
 from data.captions import captioned_sources
 from data.compute import Compute
-from data.files import read_mapping
-from data.photos import check_images, spread
+from data.photos import check_images
 from data.transform import augmentation
 from models.clip import DualEncoder, load_clip, save_clip
 from training.clip_targets import (
     Lexicon,
     centered_class_vectors,
     names_to_learn,
+    pair_vectors,
     photo_vectors,
     read_lexicon,
+    read_pairs,
     target_settings,
     tower_features,
 )
@@ -39,17 +40,6 @@ PHOTO_PHRASES = ("a photo of a {}", "this is a photo of {}", "a picture of a {}"
 CENTERED_ON = 512  # photos whose mean feature becomes the origin
 
 # --- photos with texts --------------------------------------------------------------------------
-
-
-def read_pairs(files: Sequence[str | Path], limit: int | None) -> list[tuple[Path, list[str]]]:
-    """(image file, phrases that say what it shows), from CSVs ``image,text`` with paths beside
-    them; of each file ``limit`` rows at most, spread evenly."""
-    pairs = []
-    for file in files:
-        rows = spread(list(read_mapping(file, "image", "text").items()), limit)
-        pairs += [(Path(file).parent / image, [phrase.format(text) for phrase in PHOTO_PHRASES])
-                  for image, text in rows]
-    return pairs
 
 
 class Pairs:
@@ -175,12 +165,14 @@ def train_pairs(args) -> list[dict]:
     check_files(args)
     check_out(args.out, args.resume)
     check_options(args)
-    named = read_pairs(args.pairs, args.limit)
-    captioned = [pair for source in captioned_sources(args.images, args.captions, args.limit)
-                 for pair in source.items()]
-    if not named and not captioned:
+    named = [read_pairs(file, args.limit) for file in args.pairs]
+    captioned = captioned_sources(args.images, args.captions, args.limit)
+    if not any(named) and not any(captioned):
         raise UserError("there is nothing to learn from: give --pairs, or --images with --captions")
-    paths, texts = map(list, zip(*named, *captioned, strict=True))
+    paths = [path for source in [*named, *captioned] for path in source]
+    texts = [[phrase.format(name) for phrase in PHOTO_PHRASES]
+             for source in named for name in source.values()]
+    texts += [captions for source in captioned for captions in source.values()]
     lexicon = read_lexicon(args.wordnet, args.name_vectors) if args.wordnet else None
     model = load_clip(args.checkpoint)
     if args.crop_pct:
@@ -193,7 +185,7 @@ def train_pairs(args) -> list[dict]:
         center(model, paths[::max(len(paths) // CENTERED_ON, 1)], recipe.compute)
     targets = None
     if args.weights or args.pretrained:
-        targets = make_targets(model, paths, texts, len(captioned), lexicon, recipe, args)
+        targets = make_targets(model, named, paths, texts, lexicon, recipe, args)
     model.requires_grad_(True)
     freeze_blocks(model.vision, args.freeze)
     about = describe_training(args, recipe, {"images": len(paths)})
@@ -232,22 +224,24 @@ def center(model: DualEncoder, paths: Sequence[Path], compute: Compute) -> None:
 
 
 def make_targets(
-    model: DualEncoder, paths: Sequence[Path], texts: Sequence[Sequence[str]], captioned: int,
-    lexicon: Lexicon | None, recipe: Recipe, args,
+    model: DualEncoder, named: Sequence[dict[Path, str]], paths: Sequence[Path],
+    texts: Sequence[Sequence[str]], lexicon: Lexicon | None, recipe: Recipe, args,
 ) -> Targets:
-    """The targets of photos and, with a ``lexicon``, of names; the last ``captioned`` of the photos
-    have captions for texts."""
+    """The targets of the photos ``paths`` and, with a ``lexicon``, of names; the first photos are
+    those of ``named``, the others have captions for texts."""
     classes = centered_class_vectors(args.vit, args.pretrained, args.weights)
     features = tower_features(model, paths, recipe.compute)
     teacher = (args.word_scale * torch.from_numpy(features @ classes.T)).softmax(1)
     names = phrases = None
     if lexicon:
-        captions = texts[len(texts) - captioned:]
-        shown = {}
-        if captioned:
-            shown = photo_vectors(features[-captioned:], captions, lexicon.names)
-        names = names_to_learn(lexicon, classes, shown,
-                               [text for each in captions for text in each], args.name_scale)
+        ends = np.cumsum([len(source) for source in named])
+        *parts, rest = np.split(features, ends)
+        captions = texts[len(paths) - len(rest):]
+        pairs = pair_vectors([(part, list(source.values()))
+                              for part, source in zip(parts, named, strict=True)])
+        names = names_to_learn(lexicon, classes, photo_vectors(rest, captions, lexicon.names),
+                               pairs, [text for each in captions for text in each],
+                               args.name_scale)
         phrases = NamePhrases(model, names, args.texts, recipe.seed)
     return Targets(torch.from_numpy(classes), teacher, phrases,
                    target_settings(classes, lexicon, names))

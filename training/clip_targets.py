@@ -5,8 +5,9 @@ A name's vector is the mean of up to three vectors of length 1, normalized:
 - WordNet: the mean of the ImageNet classes that the name means, or of its nearest hypernym's
   (``data.wordnet``)
 - photos: the mean of the centered features of photos whose captions mention the name
-- a sentence encoder (``--name-vectors``): the mean of all class vectors, weighted by a softmax over
-  the cosines between the sentence vectors of the name and of the class names
+- a sentence encoder (``--name-vectors``): the mean of the class vectors and of what named photos
+  show (``--pairs``), weighted by a softmax over the cosines between the sentence vectors of the
+  name and of their names
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from timm.data import ImageNetInfo
 
 from data import wordnet
 from data.compute import Compute
+from data.files import read_mapping
+from data.photos import spread
 from inference.clip import image_features
 from inference.zeroshot import softmax
 from models.clip import Clip, DualEncoder
@@ -63,6 +66,13 @@ def tower_features(model: DualEncoder, paths: Sequence[Path], compute: Compute) 
 
 
 # --- names --------------------------------------------------------------------------------------
+
+
+def read_pairs(file: str | Path, limit: int | None) -> dict[Path, str]:
+    """Image file -> the name of what it shows, from a CSV ``image,text`` with paths beside it;
+    ``limit`` rows at most, spread evenly."""
+    rows = spread(list(read_mapping(file, "image", "text").items()), limit)
+    return {Path(file).parent / image: text for image, text in rows}
 
 
 @dataclass(frozen=True)
@@ -113,18 +123,19 @@ class Names:
 
 
 def names_to_learn(
-    lexicon: Lexicon, classes: np.ndarray, photos: dict[str, np.ndarray], texts: Sequence[str],
-    name_scale: float,
+    lexicon: Lexicon, classes: np.ndarray, photos: dict[str, np.ndarray],
+    pairs: dict[str, np.ndarray], texts: Sequence[str], name_scale: float,
 ) -> Names:
     """The names that WordNet relates to ``classes`` (K, D) and those with sentence vectors.
 
-    ``photos`` (``photo_vectors``) are a third source. Names are drawn more often where they mean an
+    ``photos`` (``photo_vectors``) are a third source; ``pairs`` (``pair_vectors``) are compared
+    with as the classes are (``sentence_means``). Names are drawn more often where they mean an
     ImageNet class or several, then where ``texts`` mention them, then where they are in use.
     """
     meanings = wordnet.name_meanings(
         lexicon.nouns, lexicon.frequencies,
         wordnet.noun_vectors(lexicon.nouns, lexicon.classes, classes))
-    sentences = sentence_means(lexicon, classes, name_scale)
+    sentences = sentence_means(lexicon, classes, pairs, name_scale)
     names = list(dict.fromkeys([*meanings, *sentences]))
     known = frozenset(names)
     mentions = Counter(name for text in texts for name in wordnet.mentioned(text, known))
@@ -147,20 +158,25 @@ def _draw_weight(meaning: wordnet.Meaning | None, mentions: int) -> float:
     return 0.15 if meaning is None or meaning.used else 0.02
 
 
-def sentence_means(lexicon: Lexicon, classes: np.ndarray, scale: float) -> dict[str, np.ndarray]:
-    """Name -> vector (D,), length 1: the mean of ``classes`` (K, D), weighted by the softmax of
-    ``scale`` times the cosine between the sentence vectors of the name and of each class name.
+def sentence_means(
+    lexicon: Lexicon, classes: np.ndarray, pairs: dict[str, np.ndarray], scale: float
+) -> dict[str, np.ndarray]:
+    """Name -> vector (D,), length 1: the mean of ``classes`` (K, D) and of the vectors of
+    ``pairs``, weighted by the softmax of ``scale`` times the cosine between the sentence vectors of
+    the name and of each class's and pair's name.
 
-    Empty where there are no sentence vectors.
+    Empty where there are no sentence vectors; pairs whose name has none do not count.
     """
     if not lexicon.sentences:
         return {}
-    of_classes = np.stack([lexicon.sentences[name] for name in lexicon.class_names])
+    known = [name for name in pairs if name in lexicon.sentences]
+    of_known = np.stack([lexicon.sentences[name] for name in [*lexicon.class_names, *known]])
+    vectors = np.concatenate([classes, *[pairs[name][None] for name in known]])
     names, found = list(lexicon.sentences), {}
     for start in range(0, len(names), 4096):  # bounds the memory of (names, K)
         part = names[start:start + 4096]
-        cosines = np.stack([lexicon.sentences[name] for name in part]) @ of_classes.T
-        means = softmax(scale * cosines) @ classes
+        cosines = np.stack([lexicon.sentences[name] for name in part]) @ of_known.T
+        means = softmax(scale * cosines) @ vectors
         means /= np.linalg.norm(means, axis=1, keepdims=True)
         found.update(zip(part, means, strict=True))
     return found
@@ -174,6 +190,8 @@ def photo_vectors(
     ``features`` (N, D) and ``captions`` are of N photos. A photo counts by the share of its
     captions that mention the name; a name needs ``LEAST_MENTIONS`` photos.
     """
+    if not len(features):
+        return {}
     known = frozenset(names)
     sums, shares = defaultdict(float), Counter()
     for feature, texts in zip(features - features.mean(0), captions, strict=True):
@@ -183,6 +201,20 @@ def photo_vectors(
                 shares[name] += 1 / len(texts)
     return {name: vector / np.linalg.norm(vector) for name, vector in sums.items()
             if shares[name] >= LEAST_MENTIONS}
+
+
+def pair_vectors(
+    sources: Sequence[tuple[np.ndarray, Sequence[str]]]
+) -> dict[str, np.ndarray]:
+    """Name -> mean of the features of the photos that show it, normalized, from the features (N, D)
+    and the names of each source. Features are centered within their source, because photos of one
+    source have more in common than what they show."""
+    sums = defaultdict(float)
+    for features, names in sources:
+        for feature, name in zip(features - features.mean(0), names, strict=True):
+            sums[name] += feature
+    return {name: vector / np.linalg.norm(vector) for name, vector in sums.items()
+            if np.linalg.norm(vector)}
 
 
 # --- what a resumed training must repeat --------------------------------------------------------

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
+from utils import UserError
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,8 +26,10 @@ from training.clip_targets import (
     centered_class_vectors,
     digest,
     names_to_learn,
+    pair_vectors,
     photo_vectors,
     read_lexicon,
+    read_pairs,
     target_settings,
     tower_features,
 )
@@ -122,6 +126,10 @@ def train_words(args) -> list[dict]:
     sources = captioned_sources(args.images, args.captions[:len(args.images)], args.limit)
     photos = {path: captions for source in sources for path, captions in source.items()}
     texts = [text for file in args.captions for text in read_texts(file)]
+    named = [read_pairs(file, args.limit) for file in args.pairs]
+    if named and not args.name_vectors:
+        raise UserError("--pairs needs --name-vectors FILE.npz, which tells how similar the names "
+                        "of the photos are to others")
     lexicon = read_lexicon(args.wordnet, args.name_vectors)
 
     recipe = Recipe.from_args(args)
@@ -132,8 +140,11 @@ def train_words(args) -> list[dict]:
     if photos:
         features = tower_features(model, list(photos), recipe.compute)
         shown = photo_vectors(features, list(photos.values()), lexicon.names)
-    names = names_to_learn(lexicon, classes, shown, texts, args.name_scale)
-    about = describe_training(args, recipe, {"names": len(names.names), "images": len(photos)})
+    pairs = pair_vectors([(tower_features(model, list(source), recipe.compute),
+                           list(source.values())) for source in named])
+    names = names_to_learn(lexicon, classes, shown, pairs, texts, args.name_scale)
+    about = describe_training(args, recipe, {
+        "names": len(names.names), "images": len(photos) + sum(map(len, named))})
 
     def save(path, model, row):
         save_clip(path, model, **about, metrics=row, centered=False)
@@ -143,6 +154,8 @@ def train_words(args) -> list[dict]:
     vocabulary = json.dumps(model.tokenizer.to_json()).encode()
     task.settings = target_settings(classes, lexicon, names) | {
         "photos and captions": photos_digest(list(photos), list(photos.values())),
+        "pairs": photos_digest([path for source in named for path in source],
+                               [[name] for source in named for name in source.values()]),
         "tokenizer's vocabulary": digest(vocabulary)}
     return fit_recipe(model, task, recipe, args)
 

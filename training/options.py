@@ -247,12 +247,9 @@ def add_clip_pairs_training(parser: argparse.ArgumentParser) -> None:
                         help="the image tower's lr is this times --lr")
     parser.add_argument("--checkpoint", required=True, metavar="FILE",
                         help="start from this checkpoint, of words or of train")
-    parser.add_argument("--pairs", nargs="+", default=[], metavar="CSV",
-                        help="image,text: paths beside the CSV, and names of what they show")
     parser.add_argument("--images", nargs="+", default=[], metavar="DIR",
                         help="photos of --captions, a folder for each file")
-    parser.add_argument("--captions", nargs="+", default=[], metavar="JSON",
-                        help="captions in COCO's format")
+    parser.add_argument("--captions", nargs="+", default=[], metavar="JSON", help="COCO's format")
     parser.add_argument("--freeze", type=natural, default=0, metavar="N",
                         help="do not train the image tower's first N blocks")
     parser.add_argument("--crop-pct", type=share, metavar="SHARE",
@@ -283,6 +280,9 @@ def _add_clip_options(
     head.add_argument("--pretrained", action="store_true",
                       help="give it timm's weights for this name (network)")
     head.add_argument("--weights", metavar="FILE", help="give it these weights, head included")
+    parser.add_argument("--pairs", nargs="+", default=[], metavar="CSV",
+                        help="image,text: paths beside the CSV, names of what they show; with "
+                             "--name-vectors, similar names mean it too")
     names = parser.add_argument_group("names")
     names.add_argument("--wordnet", metavar="DIR", required=wordnet_needed,
                        help="WordNet's folder with data.noun and index.sense")
