@@ -50,7 +50,7 @@ import numpy as np
 from ckpt import registry
 from data.captions import captioned_images
 from data.compute import Compute
-from data.files import check_outputs, markdown_table, write_csv
+from data.files import check_outputs, write_csv
 from data.labels import class_indices, labels_in_names, read_classes, read_labels
 from data.photos import figure_file, image_paths, list_images, report_unreadable
 from figures import charts
@@ -62,6 +62,7 @@ from inference.zeroshot import (
     TEMPLATE,
     TEMPLATES,
     ZeroShot,
+    accuracy_table,
     best_five,
     panel,
     read_templates,
@@ -69,6 +70,7 @@ from inference.zeroshot import (
     template_accuracies,
     unique,
 )
+from inference.zeroshot_page import write_zeroshot_page
 from metrics.retrieval import recall
 from training.options import add_clip_pairs_training, add_clip_words_training
 
@@ -103,7 +105,8 @@ def evaluate(args):
     paths = list_images(args.images, args.limit)
     classes, groups = read_classes(args.labels), read_templates(args.template)
     check_recording(args)
-    check_outputs({"--json": args.json, "--table": args.table, "--embeddings": args.embeddings},
+    check_outputs({"--json": args.json, "--table": args.table, "--embeddings": args.embeddings,
+                   "--html": args.html},
                   {"--images": paths, "--labels": args.labels, "--truth": args.truth,
                    "--model": args.model, "--template": args.template})
     targets = class_indices(read_labels(paths, args.truth, classes), classes,
@@ -113,8 +116,11 @@ def evaluate(args):
     readable, images, unreadable = kept_image_features(clip, paths, compute, args.embeddings)
     report_unreadable(readable, unreadable)
     target_of = dict(zip(paths, targets, strict=True))
-    rows = template_accuracies(ZeroShot(clip, classes, unique(groups)), images,
-                               np.array([target_of[path] for path in readable]), groups)
+    zero_shot = ZeroShot(clip, classes, unique(groups))
+    targets = np.array([target_of[path] for path in readable])
+    rows = template_accuracies(zero_shot, images, targets, groups)
+    if args.html:
+        write_zeroshot_page(args.html, zero_shot, readable, images, targets, groups, rows)
     table = accuracy_table(rows)
     if args.table:
         write_text(args.table, table)
@@ -217,21 +223,6 @@ def provenance(clip, classes, compute, args):
             "labels": str(args.labels), "device": compute.device, "precision": compute.precision}
 
 
-def accuracy_table(rows):
-    """The rows of ``template_accuracies`` as a Markdown table; names inside and outside ImageNet
-    have columns of their own where there are photos of both."""
-    parts = [part for part in ("inside_imagenet", "outside_imagenet") if part in rows[0]]
-    header = ["template", "accuracy", "95 % interval"]
-    if len(parts) == 2:
-        header += ["names in ImageNet", "95 %", "others", "95 %"]
-    lines = []
-    for row in rows:
-        shown = [row, *(row[part] for part in parts)] if len(parts) == 2 else [row]
-        lines.append([row["template"].replace("|", "\\|")])
-        for summary in shown:
-            low, high = summary["accuracy_95"]
-            lines[-1] += [f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}"]
-    return markdown_table(header, lines)
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -280,6 +271,8 @@ def make_parser():
     predicting.add_argument("--output", required=True, metavar="CSV", help="file to write")
     evaluating.add_argument("--truth", metavar="CSV",
                             help="filename,label: the true labels (default: in the file names)")
+    evaluating.add_argument("--html", metavar="FILE",
+                            help="also write a page with each photo and its answers")
     evaluating.add_argument("--table", metavar="FILE", help="also write the table, as Markdown")
     retrieving.add_argument("--captions", required=True, metavar="JSON",
                             help="the photos' captions, in COCO's format")

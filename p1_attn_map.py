@@ -56,6 +56,7 @@ from data.photos import (
     report_unreadable,
 )
 from figures import charts, maps
+from figures.page import check_count
 from figures.style import layer_name
 from inference.arrays import npz_writer
 from inference.options import (
@@ -66,6 +67,7 @@ from inference.options import (
     add_run_options,
 )
 from inference.parser import Parser
+from inference.patch_page import write_patch_page
 from inference.results import of_maps, write_result
 
 HERE = Path(__file__).resolve().parent
@@ -74,24 +76,12 @@ QUANTITIES = {"last": maps.SHARE, "rollout": "share of rollout, per patch",
 SHEET = 40  # photos on a sheet
 # Options about one method's figures, by the name of their argument.
 OF_FIGURES = {"method": "--method", "heads": "--heads", "layer": "--layer", "targets": "--class",
-              "npz": "--npz"}
-
-
-# --- compute ------------------------------------------------------------------------------------
+              "npz": "--npz", "html": "--html"}
 
 
 def readable(classifier, label):
     """The name of a class that was given by its label or its name."""
     return classifier.name_of(classifier.classes[classifier.index_of(label)]).replace("_", " ")
-
-
-def predicted(classifier, probabilities):
-    """Label, name and probability of the most probable class."""
-    if not classifier.classes:
-        return {"label": None, "name": "no classifier head", "probability": None}
-    label = classifier.classes[probabilities.argmax()]
-    return {"label": label, "name": classifier.name_of(label),
-            "probability": float(probabilities.max())}
 
 
 # --- figures ------------------------------------------------------------------------------------
@@ -161,7 +151,7 @@ def write_sheet(sheet, classifier, args, path):
 
 def draw_all(classifier, paths, compute, args):
     """Write the figures; returns (result for stdout, unreadable)."""
-    from inference.attention import explain
+    from inference.attention import explain, predicted
     from models.attention import has_class_token
 
     model = classifier.model
@@ -239,6 +229,9 @@ def make_parser():
     parser.add_argument("--class", dest="targets", nargs="+", default=[], metavar="LABEL",
                         help="relevance for these labels or names instead of the predicted one")
     parser.add_argument("--npz", metavar="FILE", help="keep the maps and file names here")
+    parser.add_argument("--html", metavar="FILE",
+                        help="also write a page that shows what any patch attends to, in every "
+                             "layer, rollout, and relevance for the likeliest classes")
     parser.add_argument("--faithfulness", action="store_true",
                         help="instead of figures: deletion and insertion areas of every method")
     parser.add_argument("--boxes", metavar="JSON",
@@ -277,9 +270,12 @@ def check_options(args, parser):
 
 def check_figures(paths, args):
     """UserError for figures that could not be written, or would overwrite a photo."""
+    if args.html:
+        check_count(len(paths))
     figures = [*figure_files(args.output, paths, ending(args)).values(), *sheet_files(args, paths)]
     refuse_to_replace(paths, figures)
-    check_outputs({"--output": figures, "--npz": args.npz, "--json": args.json},
+    check_outputs({"--output": figures, "--npz": args.npz, "--html": args.html,
+                   "--json": args.json},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--model": args.model,
                    "--weights": args.weights, "--names": args.names})
 
@@ -305,6 +301,8 @@ def main():
     function = (faithfulness_table if args.faithfulness else
                 pointing_game if args.boxes else draw_all)
     result, unreadable = function(classifier, paths, compute, args)
+    if args.html:
+        write_patch_page(classifier, paths, compute, args.layer, args.html)
     write_result(result, of_maps(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 

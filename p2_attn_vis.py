@@ -55,6 +55,7 @@ from data.photos import (
     report_unreadable,
 )
 from figures import maps
+from figures.page import check_count
 from figures.style import layer_name
 from inference.arrays import npz_writer
 from inference.options import (
@@ -66,6 +67,7 @@ from inference.options import (
 )
 from inference.parser import Parser
 from inference.results import of_words, write_result
+from inference.word_page import word_page
 from inference.words import END, captioned_batches, given_captions, numbers, word_maps
 
 HERE = Path(__file__).resolve().parent
@@ -93,13 +95,14 @@ def ending(args) -> str:
 
 
 def draw_all(captioner, batches: Iterable, args, figures, notes=()) -> list[dict]:
-    """Write the figure of each image of ``captioned_batches``, with ``notes`` under its title;
-    returns their rows for stdout."""
+    """Write the figure of each image of ``captioned_batches``, with ``notes`` under its title,
+    and the page of all; returns their rows for stdout."""
     source = Path(args.weights or args.checkpoint).name
     layer = layer_name(args.layer, captioner.num_layers)
     rows, each = [], args.heads == "each"
-    with npz_writer(args.npz) as keep:
+    with npz_writer(args.npz) as keep, word_page(args, captioner, len(figures)) as add_to_page:
         for batch, memory in batches:
+            add_to_page(batch, memory)
             found = word_maps(captioner, memory, [ids for *_, ids in batch], args.layer)
             for (path, text, ids), (words, heads) in zip(batch, found, strict=True):
                 mean = heads.mean(0)
@@ -209,6 +212,9 @@ def make_parser():
                         help='instead of figures: how often the map of "a <name>" peaks inside one '
                              "of these boxes (COCO's instances, or docs/attention.md's form), for "
                              "each layer")
+    parser.add_argument("--html", metavar="FILE",
+                        help="also write a page that shows the map of a word when you point at it, "
+                             "with all layers and heads")
     add_captioner_options(parser, registry.default("p2"))
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
@@ -226,12 +232,15 @@ def check_options(args, parser):
     """Wrong usage where options do not go together."""
     if args.best_worst != bool(args.refs):
         parser.error("--best-worst and --refs JSON go together")
-    if args.best_worst and args.npz:
-        parser.error("--npz keeps the maps of all images, --best-worst draws two; give one of them")
+    for option, value in (("--npz", args.npz), ("--html", args.html)):
+        if args.best_worst and value:
+            parser.error(f"{option} keeps the maps of all images, --best-worst draws two; give one "
+                         "of them")
     if args.best_worst and is_png(args.output):
         parser.error("--best-worst writes two figures and a table; give --output a folder")
     unused = [option for option, given in (
-        ("--captions", args.captions), ("--npz", args.npz), ("--best-worst", args.best_worst),
+        ("--captions", args.captions), ("--npz", args.npz), ("--html", args.html),
+        ("--best-worst", args.best_worst),
         ("--layer", args.layer != -1), ("--heads", args.heads != "mean")) if given]
     if args.boxes and unused:
         parser.error(f"{unused[0]} has no effect with --boxes, which measures every layer and "
@@ -247,13 +256,16 @@ def best_or_worst(args, paths, kind) -> dict:
 def check_files(paths, args):
     """Before any work, refuse outputs of equal names, outputs that cannot be written, and outputs
     that would replace an input."""
+    if args.html:
+        check_count(len(paths))
     figures, table = [*figure_files(args.output, paths, ending(args)).values()], []
     if args.best_worst:
         figures = [figure for kind in ("best", "worst")
                    for figure in best_or_worst(args, paths, kind).values()]
         table = [Path(args.output) / "ranking.csv"]
     refuse_to_replace(paths, figures)
-    check_outputs({"--output": [*figures, *table], "--npz": args.npz, "--json": args.json},
+    check_outputs({"--output": [*figures, *table], "--npz": args.npz, "--html": args.html,
+                   "--json": args.json},
                   {"--images": paths, "--captions": args.captions, "--refs": args.refs,
                    "--checkpoint": args.checkpoint, "--weights": args.weights,
                    "--vocab": args.vocab, "--clip": args.clip})

@@ -167,6 +167,8 @@ def make_parser():
                            help="photos that the table is about; nothing is chosen by them")
     comparing.add_argument("--eval-captions", required=True, metavar="JSON",
                            help="their references, in COCO's format")
+    comparing.add_argument("--html", metavar="FILE",
+                           help="also write a page with each photo and its captions")
     add_scoring_options(comparing, RESAMPLES)
 
     predicting = add_command(commands, "predict", predict,

@@ -31,6 +31,15 @@ def explain(model, images, method, layer, heads, targets=()):
         grids, logits.softmax(-1), A.entropy(grids), distances))
 
 
+def predicted(classifier, probabilities):
+    """Label, name and probability of the most probable class."""
+    if not classifier.classes:
+        return {"label": None, "name": "no classifier head", "probability": None}
+    label = classifier.classes[probabilities.argmax()]
+    return {"label": label, "name": classifier.name_of(label),
+            "probability": float(probabilities.max())}
+
+
 def faithfulness_of_methods(classifier, paths, compute, seed):
     """({method: mean areas under the deletion and insertion curves of photos, with intervals},
     unreadable photos); one of the methods is a random order, for comparison."""

@@ -15,7 +15,7 @@ from utils import UserError, printable
 
 import numpy as np
 
-from data.files import read_lines
+from data.files import markdown_table, read_lines
 from data.photos import load_image
 from inference.clip import text_features
 from inference.parser import understood
@@ -118,25 +118,30 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # --- accuracy of templates ----------------------------------------------------------------------
 
 
+def classifiers(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """{title: its templates}: each template of ``groups``, the ensemble of each group that has
+    several, and the ensemble of all."""
+    texts = unique(groups)
+    found = {text: [text] for text in texts}
+    found |= {f"ensemble of {Path(name).name} ({len(group)})": list(group)
+              for name, group in groups.items() if len(group) > 1}
+    if len(groups) > 1:
+        found[f"ensemble of all ({len(texts)})"] = texts
+    return found
+
+
 def template_accuracies(
     zero_shot: ZeroShot, images: np.ndarray, targets: np.ndarray,
     groups: Mapping[str, Sequence[str]],
 ) -> list[dict]:
-    """Rows of a table: each template of ``groups``, the ensemble of each group that has several,
-    and the ensemble of all; as ``accuracy_row``.
+    """Rows of a table, one for each of ``classifiers``; as ``accuracy_row``.
 
     ``images`` (N, D) are features of photos whose class indices are ``targets`` (N,).
     """
-    texts = unique(groups)
-    candidates = {text: [text] for text in texts}
-    candidates |= {f"ensemble of {Path(name).name} ({len(group)})": group
-                   for name, group in groups.items() if len(group) > 1}
-    if len(groups) > 1:
-        candidates[f"ensemble of all ({len(texts)})"] = texts
     inside = np.array([inside_imagenet(name) for name in zero_shot.classes.values()])[targets]
     return [{"template": title, "templates": len(templates),
              **accuracy_row(zero_shot.probabilities(images, templates), targets, inside)}
-            for title, templates in candidates.items()]
+            for title, templates in classifiers(groups).items()]
 
 
 def accuracy_row(probabilities: np.ndarray, targets: np.ndarray, inside: np.ndarray) -> dict:
@@ -149,6 +154,23 @@ def accuracy_row(probabilities: np.ndarray, targets: np.ndarray, inside: np.ndar
             row[part] = {key: summary[key]
                          for key in ("correct", "total", "accuracy", "accuracy_95")}
     return row
+
+
+def accuracy_table(rows: Sequence[dict]) -> str:
+    """The rows of ``template_accuracies`` as a Markdown table; names inside and outside ImageNet
+    have columns of their own where there are photos of both."""
+    parts = [part for part in ("inside_imagenet", "outside_imagenet") if part in rows[0]]
+    header = ["template", "accuracy", "95 % interval"]
+    if len(parts) == 2:
+        header += ["names in ImageNet", "95 %", "others", "95 %"]
+    lines = []
+    for row in rows:
+        shown = [row, *(row[part] for part in parts)] if len(parts) == 2 else [row]
+        lines.append([row["template"].replace("|", "\\|")])
+        for summary in shown:
+            low, high = summary["accuracy_95"]
+            lines[-1] += [f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}"]
+    return markdown_table(header, lines)
 
 
 @functools.cache
