@@ -722,7 +722,7 @@ def test_a_student_publishes_and_a_ta_fetches(project, server, capsys, tmp_path)
 
 
 @pytest.mark.parametrize("words", [
-    ["--all", "a"], ["--record", "x", "a"], ["--list", "--check"], ["--url", "https://a/b"],
+    ["--all", "a"], ["a", "--record", "x"], ["--list", "--check"], ["--url", "https://a/b"],
     ["--default", "p3", "--record", "x"], ["--frist"]])
 def test_wrong_usage(project, capsys, words):
     status, lines, _ = run(capsys, *words)
