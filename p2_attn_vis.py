@@ -5,6 +5,7 @@
   python3 p2_attn_vis.py --images DIR --captions mine.json  maps of captions that you give
   python3 p2_attn_vis.py --images DIR --best-worst --refs val.json
   python3 p2_attn_vis.py --model catr --weights FILE --vocab vocab.txt
+  python3 p2_attn_vis.py --checkpoint PEFT --decoder decoder_model.bin   as peft_caption.py predict
 
 Writes <stem>.png for each photo: the photo titled <start>, then an overlay for each word of its
 caption, the last one titled <end>. Prints numbers to stdout, as JSON. Takes about a second a photo.
@@ -55,6 +56,7 @@ from inference.options import (
     add_captioner_options,
     add_run_options,
     add_search_options,
+    complete_captioner_options,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -239,7 +241,7 @@ def make_parser():
                         help='draw these captions, {"<image name>": "caption", …}, in place of the '
                              "model's own")
     parser.add_argument("--npz", metavar="FILE", help="write the maps and their words here")
-    add_captioner_options(parser, registry.default("p2"))
+    add_captioner_options(parser)
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
                       help="rank the captions by CLIPScore, draw the first and the last")
@@ -272,6 +274,7 @@ def check_files(paths, args):
     check_outputs({"--output": [*figures, *table], "--npz": args.npz},
                   {"--images": paths, "--captions": args.captions, "--refs": args.refs,
                    "--checkpoint": args.checkpoint, "--weights": args.weights,
+                   "--base": args.base, "--decoder": args.decoder,
                    "--vocab": args.vocab, "--clip": args.clip})
     if args.npz:
         stems = {printable(path.stem) for path in paths}
@@ -283,6 +286,7 @@ def main():
     parser = make_parser()
     args = parser.parse_args()
     check_options(args, parser)
+    complete_captioner_options(args)
     paths = image_paths(args.images, args.limit)
     check_files(paths, args)
 
@@ -293,7 +297,7 @@ def main():
     captioner = open_captioner(args)
     captioner.check_layer(args.layer)
     texts = given_captions(captioner, paths, args.captions) if args.captions else None
-    result = {"checkpoint": str(args.weights or args.checkpoint), "layer": args.layer,
+    result = {"checkpoint": str(captioner.source), "layer": args.layer,
               "heads": args.heads,
               "captions": args.captions or f"the captioner's, {args.beam} beams"}
     unreadable = []
