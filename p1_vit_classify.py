@@ -46,7 +46,6 @@ from data.compute import Compute
 from data.files import check_outputs, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
-from figures import charts
 from inference.options import BATCH_SIZES, add_command, add_run_options
 from metrics import accuracy
 from training.options import add_classifier_training
@@ -140,6 +139,8 @@ def scores(classifier, probabilities: np.ndarray, targets: np.ndarray) -> dict:
 
 def draw(classifier, paths, probabilities: np.ndarray, targets: np.ndarray, folder: Path) -> None:
     """Write the confusion matrix, and a gallery of the most confident errors."""
+    from figures import charts  # matplotlib, which predict does not need, takes long to import
+
     names, predicted = shown_names(classifier), probabilities.argmax(1)
     confusion = accuracy.confusion_matrix(targets, predicted, len(names))
     charts.confusion(confusion, names, folder / "confusion.png")
@@ -186,8 +187,9 @@ def make_parser():
         add_run_options(command, None)
         command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
                              help="folder of photos, without its subfolders")
-        command.add_argument("--checkpoint", nargs="+", default=list(map(str, registry.members("p1"))),
-                             metavar="FILE", help="several: the mean of their probabilities")
+        command.add_argument("--checkpoint", nargs="+", metavar="FILE",
+                             default=list(map(str, registry.members("p1"))),
+                             help="several: the mean of their probabilities")
         command.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
                              metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
     predicting.add_argument("--output", required=True, metavar="CSV",

@@ -168,6 +168,14 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, **kwargs) -> None:
         super().__init__(**{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
 
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """As argparse; then a terminal gets a sign of life, because importing torch takes
+        seconds."""
+        parsed = super().parse_args(args, namespace)
+        if sys.stderr and sys.stderr.isatty():
+            warn(f"{self.prog}: starting …")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {one_line(message)} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(EXIT_USAGE)

@@ -1,10 +1,12 @@
-"""Several classifiers as the default of hw3_1.sh: by HW3_P1_CKPT, and by the list of checkpoints."""
+"""Several classifiers as the default of hw3_1.sh: by HW3_P1_CKPT, and by ckpt/checkpoints.json."""
 
 from __future__ import annotations
 
 import csv
 import json
 import shutil
+
+from utils import UserError
 
 import numpy as np
 import pytest
@@ -15,7 +17,6 @@ from ckpt import download, registry
 from data.compute import Compute
 from data.photos import list_images
 from inference.classify import classify, load_classifiers
-from utils import UserError
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 
