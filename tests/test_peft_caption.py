@@ -23,7 +23,6 @@ from makers_training import (
 )
 
 import p2_attn_vis
-import p2_caption
 import peft_caption
 from ckpt import registry
 from data.compute import Compute
@@ -217,14 +216,6 @@ def test_hw3_2_captions_over_the_courses_gpt2_file(world, photos, tmp_path, monk
     assert result.returncode == 0, result.stderr
     assert set(json.loads((tmp_path / "new" / "o.json").read_text())) == {"a.b", "é 1"}
     assert result.stdout.startswith("a.b.jpg ") and "é 1.PNG" in result.stdout
-    written = json.loads((tmp_path / "new" / "o.json").read_text())
-    # the figures of these captions
-    result = bash(project / "hw3_2.sh", "my photos", "new figures", "my gpt2/decoder_model.bin",
-                  cwd=tmp_path, HW3_P2_CKPT=str(folder / "out" / "best.safetensors"))
-    assert result.returncode == 0, result.stderr
-    drawn = json.loads(result.stdout)["images"]
-    assert {Path(row["filename"]).stem: row["caption"] for row in drawn} == written
-    assert {path.name for path in (tmp_path / "new figures").iterdir()} == {"a.b.png", "é 1.png"}
     # a PEFT file of another base
     monkeypatch.setenv("HW3_P2_CKPT", str(world / "runs" / "lora" / "best.safetensors"))
     result = here(capsys, "predict", f"--images={tmp_path / 'my photos'}", "--output",
@@ -234,34 +225,6 @@ def test_hw3_2_captions_over_the_courses_gpt2_file(world, photos, tmp_path, monk
     assert result.returncode == 1 and not (tmp_path / "other.json").exists()
     assert "belongs to another base (its decoder differs); train one for this base" in line
     assert f"--method lora --decoder '{folder / 'decoder_model.bin'}' --base" in line
-
-
-def test_every_script_opens_a_peft_file_over_its_own_base(
-    world, photos, tmp_path, capsys, monkeypatch
-):
-    folder = trained_over_gpt2(world, photos, tmp_path / "gpt2", capsys, "--base",
-                               world / "base.safetensors")
-    monkeypatch.setattr(registry, "BASE", world / "base.safetensors")
-    monkeypatch.setenv("HW3_P2_CKPT", str(folder / "out" / "best.safetensors"))
-    over = ["--base", world / "base.safetensors", "--decoder", folder / "decoder_model.bin", *CPU,
-            "--images", photos]
-    clip = ["--clip", world / "clip.safetensors"]
-    scores = ["eval", "--captions", world / "c.json", *over, *clip]
-    theirs = json.loads(here(capsys, *scores).stdout)
-    ours = json.loads(run_inside(p2_caption, *scores, capsys=capsys).stdout)
-    assert ours["CIDEr"] == theirs["CIDEr"] and ours["checkpoint"] == theirs["checkpoint"]
-    result = run_inside(p2_attn_vis, *over, *clip, "--best-worst", "--refs", world / "c.json",
-                        "--output", tmp_path / "figures", capsys=capsys)
-    assert result.returncode == 0, result.stderr
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 2
-    # a captioner of its own needs no base, and is opened by every script too
-    save_captioner(tmp_path / "whole.safetensors", add_cross_attention(
-        load_captioner(world / "base.safetensors", "base")))
-    whole = ["predict", "--images", photos, "--output", tmp_path / "o.json", *CPU,
-             "--checkpoint", tmp_path / "whole.safetensors"]
-    assert here(capsys, *whole).returncode == 0
-    result = here(capsys, *whole, "--decoder", folder / "decoder_model.bin")
-    assert result.returncode == 1 and "is a whole captioner" in error_lines(result)[-1]
 
 
 def test_an_encoder_from_a_file_is_found_beside_the_checkpoint_or_where_it_is_fetched(
