@@ -28,6 +28,7 @@ from conftest import ROOT, copy_project
 from safetensors.torch import save_file
 
 from ckpt import download, registry, transfer
+from inference.options import complete_captioner_options
 
 # They begin as a safetensors file does: the length of a JSON object, and the object.
 CONTENT, OTHER = ((2).to_bytes(8, "little") + b"{}" + np.random.default_rng(seed).bytes(299_990)
@@ -688,6 +689,8 @@ def test_the_scripts_ask_for_it(monkeypatch):
             (clip_zeroshot, ["predict", "--images", "x", "--labels", "x", "--output", "x"],
              "HW3_CLIP_CKPT")):
         args = module.make_parser().parse_args(words)
+        if module is p2_caption:
+            complete_captioner_options(args)
         chosen = getattr(args, "checkpoint", None) or args.model
         assert chosen in (f"{option} file", [f"{option} file"])
 
