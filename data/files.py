@@ -116,6 +116,17 @@ def read_csv(path: str | Path, *columns: str) -> list[dict[str, str]]:
     return [{column: (row[column] or "").strip() for column in columns} for row in rows]
 
 
+def read_table(path: str | Path) -> list[list[str]]:
+    """All rows of a CSV whatever its columns are, the header first; UserError where it has none."""
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(path, "surrogateescape"), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file: {error}") from None
+    if not rows:
+        raise UserError(f"{path} is empty; a CSV with a header is needed")
+    return rows
+
+
 def read_mapping(path: str | Path, key: str, value: str) -> dict[str, str]:
     """{key: value} of the rows of a CSV; UserError where one key has two values."""
     found: dict[str, str] = {}
