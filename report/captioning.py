@@ -109,8 +109,8 @@ def peft_commands(inputs: Inputs, folder: Path) -> list[Words]:
 def peft_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
     half = len(results) // 2
     scores, parameters = results[:half], [part["trained_parameters"] for part in results[half:]]
-    names = [f"{result['method']['name'] if isinstance(result['method'], dict) else result['method']}"
-             f" ({Path(result['checkpoint']).name})" for result in scores]
+    names = [f"{part['method']['name']} ({Path(part['checkpoint']).name})"
+             for part in results[half:]]
     measured = ciders(names, scores)
     best = of.best_of(measured) or 0
     table = score_table(names, scores, best if half > 1 else None, "method")

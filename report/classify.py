@@ -22,7 +22,7 @@ THRESHOLDS = (0.90, 0.94)  # the course's, simple and strong
 def accuracy_commands(inputs: Inputs, folder: Path) -> list[Words]:
     labels = ["--labels", str(inputs.breeds.truth)] if inputs.breeds.truth else []
     return [["p1_vit_classify.py", "eval", "--images", str(inputs.breeds.folder), *labels,
-             "--checkpoint", *checkpoint.split(":"), "--figures", str(folder / str(number)),
+             "--checkpoint", checkpoint, "--figures", str(folder / str(number)),
              *inputs.run, *inputs.limit]
             for number, checkpoint in enumerate(inputs.checkpoints["classifier"], 1)]
 
@@ -78,7 +78,7 @@ def settings_commands(inputs: Inputs, folder: Path) -> list[Words]:
 
 def settings_answer(inputs: Inputs, folder: Path, results: list) -> Answer:
     source = folder if inputs.sweep == SMALL else inputs.sweep
-    table = read_table(source / "sweep.csv")
+    header, *rows = read_table(source / "sweep.csv")
     figures = []
     if (source / "curves.png").is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,6 @@ def settings_answer(inputs: Inputs, folder: Path, results: list) -> Answer:
             shutil.copy2(source / "curves.png", folder / "curves.png")
         figures = [Figure(folder / "curves.png", "Loss and accuracy of each epoch; dashed: "
                                                  "training photos.")]
-    header, rows = table[0], table[1:]
     val, train, interval = (header.index(name) for name in (
         "val accuracy", "train accuracy", "95 % interval"))
     finished = [row for row in rows if row[val]]
@@ -119,7 +118,7 @@ def share(text: str) -> float:
 
 def positions_commands(inputs: Inputs, folder: Path) -> list[Words]:
     return [["p1_pos_embed_vis.py", "--checkpoint",
-             inputs.checkpoints["classifier"][0].split(":")[0],
+             inputs.checkpoints["classifier"][0],
              "--output", str(folder / "positions.png")]]
 
 
@@ -145,7 +144,7 @@ METHODS = ("last", "relevance")
 
 def attention_commands(inputs: Inputs, folder: Path) -> list[Words]:
     return [["p1_attn_map.py", "--images", *map(str, inputs.breeds.shown), "--method", method,
-             "--checkpoint", inputs.checkpoints["classifier"][0].split(":")[0],
+             "--checkpoint", inputs.checkpoints["classifier"][0],
              "--output", str(folder / method), "--npz", str(folder / f"{method}.npz"),
              *inputs.run] for method in METHODS]
 

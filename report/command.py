@@ -3,8 +3,8 @@ and tables, and what the measured numbers say.
 
   bash hw3_report.sh OUT_DIR                        on the sample photos, with the shipped models
   bash hw3_report.sh OUT_DIR --year 2021 --p1-val p1_data/val
-  bash hw3_report.sh OUT_DIR --year 2022 --clip-val clip_data/val --labels clip_data/id2label.json \\
-      --p2-val images/val --captions val.json
+  bash hw3_report.sh OUT_DIR --year 2022 --clip-val clip_data/val \\
+      --labels clip_data/id2label.json --p2-val images/val --captions val.json
   bash hw3_report.sh OUT_DIR --checkpoint mine.safetensors clip=openai/clip-vit-base-patch32
 
 Writes report.html (one file, with its figures in it), report.md, and figures/ beside it. Write your
@@ -38,8 +38,8 @@ MARK = Path("results") / "report.json"  # a folder that holds this file holds a 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hw3_report.sh", description=__doc__)
-    parser.add_argument("output", metavar="OUT_DIR", help="a new or empty folder, or one that holds "
-                                                          "an earlier report")
+    parser.add_argument("output", metavar="OUT_DIR",
+                        help="a new or empty folder, or one that holds an earlier report")
     parser.add_argument("--year", choices=(*map(str, YEARS), "all"), default="all",
                         help="whose questions to answer")
     parser.add_argument("--fresh", action="store_true", help="run all sections again")

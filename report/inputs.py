@@ -29,6 +29,7 @@ BREEDS = {"Egyptian_Mau_1.jpg": "egyptian_mau.jpg", "Persian_1.jpg": "persian.jp
           "Siamese_1.jpg": "siamese.jpg"}
 SCENES = {f"{label}_{name}.jpg": f"scenes/{name}.jpg" for label, name in enumerate(
     ("astronaut", "dog", "horses", "photographer", "sheep"))}
+SCENE_CAPTIONS = SAMPLES / "scenes" / "captions.json"
 KINDS = {"classifier": "p1", "captioner": "p2", "peft": "p2_peft", "clip": "clip"}
 TEMPLATES = ("This is a photo of {object}", "This is a {object} image.", "No {object}, no score.",
              "a photo of a {object}")  # the three of the course's report, and that of hw3_1.sh
@@ -86,8 +87,8 @@ class Inputs:
                            args.labels or SAMPLES / "scenes" / "id2label.json", None, args.show),
             captioned=_photos(args.p2_val or SAMPLES / "scenes", None,
                               "--p2-val DIR with --captions JSON", not args.p2_val,
-                              args.captions if args.p2_val else SAMPLES / "scenes" / "captions.json",
-                              None, args.p2_show, args.show),
+                              args.captions if args.p2_val else SCENE_CAPTIONS, None, args.p2_show,
+                              args.show),
             train=_folder(args.p1_train), sweep=_sweep(args.sweep),
             sweep_weights=args.sweep_weights and _file(args.sweep_weights),
             compared=args.compared and _table(args.compared, "compared.csv",

@@ -37,9 +37,8 @@ def by_distance(table: Mapping[str, float]) -> str | None:
         return None
     first, last = min(steps), max(steps)
     lowest = min(steps, key=steps.get)
-    text = (f"From a distance of {count(first, 'patch').replace('patchs', 'patches')} to one of "
-            f"{lowest}, the similarity changes from {steps[first]:.2f} to {steps[lowest]:.2f}, its "
-            "lowest value")
+    text = (f"The mean similarity is {steps[first]:.2f} for patches at a distance of {first}, and "
+            f"{steps[lowest]:.2f}, its lowest value, at a distance of {lowest}")
     if steps[last] - steps[lowest] >= 0.05:
         return f"{text}; at the largest distance, {last}, it is {steps[last]:.2f} again."
     return f"{text}."
@@ -53,21 +52,22 @@ def corners(maps: np.ndarray) -> str:
     shares = maps / maps.sum((1, 2), keepdims=True)
     share = float(shares[:, [0, 0, -1, -1], [0, -1, 0, -1]].sum(1).mean())
     chance = 4 / shares[0].size
-    shown = (f"The four corner patches get {percent(share)} of the map on average; any four patches "
-             f"of {shares[0].size} would get {percent(chance)}")
+    shown = (f"The four corner patches get {percent(share)} of the map on average; any four "
+             f"patches of {shares[0].size} would get {percent(chance)}")
     if share >= 2 * chance:
         return f"{shown}. The corners are bright whatever the photo shows."
     return f"{shown}, so the corners do not stand out."
 
 
 def peaks_inside(maps: np.ndarray, method: str) -> str:
-    """On how many photos the peak of the ``method``'s map lies in the middle half of the height and of the width."""
+    """On how many photos the peak of the ``method``'s map lies in the middle half of the height and
+    of the width."""
     rows, cols = maps.shape[1:]
     peaks = [np.unravel_index(grid.argmax(), grid.shape) for grid in maps]
     inside = sum(abs(2 * row + 1 - rows) <= rows / 2 and abs(2 * col + 1 - cols) <= cols / 2
                  for row, col in peaks)
-    return (f"On {inside} of {count(len(maps), 'photo')} the peak of {method} lies in the middle half "
-            "of the height and of the width, which is a quarter of the area.")
+    return (f"On {inside} of {count(len(maps), 'photo')} the peak of {method} lies in the middle "
+            "half of the height and of the width, which is a quarter of the area.")
 
 
 def spread_of_maps(bits: Sequence[float], patches: int) -> str:
@@ -86,8 +86,8 @@ def agreement(first: str, second: str, maps: tuple[np.ndarray, np.ndarray]) -> s
                             for pair in zip(*tops, strict=True)]))
     chance = tenth / flat[0].shape[1]
     verdict = "the two show much the same" if common >= 0.5 else "the two show different things"
-    return (f"Of the brightest tenth of the patches, {first} and {second} have {percent(common)} in "
-            f"common ({percent(chance)} by chance): {verdict}.")
+    return (f"Of the brightest tenth of the patches, {first} and {second} have {percent(common)} "
+            f"in common ({percent(chance)} by chance): {verdict}.")
 
 
 # --- words --------------------------------------------------------------------------------------
@@ -128,8 +128,9 @@ def function_words(words: Sequence[Mapping]) -> str | None:
 def shared_peak(captions: Sequence[Sequence[Mapping]]) -> str | None:
     """For each caption, its words with their "peak": how many of them peak at one and the same
     patch, which then says little about the word."""
-    tops = [Counter((word["peak"]["row"], word["peak"]["col"]) for word in words).most_common(1)[0][1]
-            for words in captions if words]
+    peaks = [Counter((word["peak"]["row"], word["peak"]["col"]) for word in words)
+             for words in captions if words]
+    tops = [count_of.most_common(1)[0][1] for count_of in peaks]
     total = sum(map(len, captions))
     if total < 2:
         return None
@@ -145,8 +146,8 @@ def sharper(best: Sequence[float], worst: Sequence[float]) -> str | None:
     if not best or not worst:
         return None
     ours, theirs = float(np.mean(best)), float(np.mean(worst))
-    kind = "sharper" if ours < theirs else "more even"
+    kind = "sharper than" if ours < theirs else "more even than"
     if abs(ours - theirs) < 0.01:
-        kind = "about as sharp"
-    return (f"The maps of the best caption are {kind}{' as' if kind.startswith('about') else ' than'}"
-            f" those of the worst: {percent(ours)} and {percent(theirs)} of the largest entropy.")
+        kind = "about as sharp as"
+    return (f"The maps of the best caption are {kind} those of the worst: {percent(ours)} and "
+            f"{percent(theirs)} of the largest entropy.")

@@ -78,5 +78,6 @@ def escape(text: str) -> str:
     text = one_line(printable(text))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text)
-    text = re.sub(r"^([-+=])", r"\\\1", text)  # what would begin a list or underline a heading
-    return re.sub(r"^(\d+)([.)])", r"\1\\\2", text)
+    # What would begin a list or underline a heading; a number such as 0.5 begins neither.
+    text = re.sub(r"^([-+=])(?=[-+=\s]|$)", r"\\\1", text)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)

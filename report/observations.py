@@ -77,8 +77,8 @@ def wide_interval(row: Measured, quantity: str, images: int) -> str | None:
     """The same for a score: an interval that is wider than half of the value."""
     if row.high - row.low < 0.5 * abs(row.value):
         return None
-    return (f"On {count(images, 'photo')}, the interval of {quantity} goes from {plain(row.low)} to "
-            f"{plain(row.high)}: so few photos say little about how good the captions are.")
+    return (f"On {count(images, 'photo')}, the interval of {quantity} goes from {plain(row.low)} "
+            f"to {plain(row.high)}: so few photos say little about how good the captions are.")
 
 
 def threshold(row: Measured, limits: Sequence[float], write: Callable[[float], str]) -> str | None:
@@ -175,8 +175,8 @@ def surest(rows: Sequence[tuple[str, str, float]]) -> str | None:
     if len(rows) < 2:
         return None
     least, most = (pick(rows, key=lambda row: row[2]) for pick in (min, max))
-    return (f'CLIP is most certain on {most[0]} ("{most[1]}", {percent(most[2])}) and least certain '
-            f'on {least[0]} ("{least[1]}", {percent(least[2])}).')
+    return (f'CLIP is most certain on {most[0]} ("{most[1]}", {percent(most[2])}) and least '
+            f'certain on {least[0]} ("{least[1]}", {percent(least[2])}).')
 
 
 # --- captions -----------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def words_of_references(name: str, caption: Sequence[str], references: Sequence[
             f"{'stands' if len(found) == 1 else 'stand'} in a reference")
     if not missing:
         return f"{text}."
-    return f"{text}; {listed(missing[:6])} {'does' if len(missing) == 1 else 'do'} not."
+    return f"{text}; {listed(missing)} {'does' if len(missing) == 1 else 'do'} not."
 
 
 def trained(parameters: Sequence[tuple[str, int]], limit: int) -> str | None:
@@ -223,4 +223,5 @@ def trained(parameters: Sequence[tuple[str, int]], limit: int) -> str | None:
     if most < limit:
         return (f"At most {most:,} parameters are trained ({name}), fewer than the {limit:,} that "
                 "the course allows.")
-    return f"{name} trains {most:,} parameters, not fewer than the {limit:,} that the course allows."
+    return (f"{name} trains {most:,} parameters, not fewer than the {limit:,} that the course "
+            "allows.")

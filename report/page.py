@@ -28,8 +28,8 @@ class Page:
 
     @property
     def introduction(self) -> str:
-        return ("Every number and figure below comes from the command above it. The commands can be "
-                "copied and run again in the project's folder. Intervals in brackets are 95 % "
+        return ("Every number and figure below comes from the command above it. The commands can "
+                "be copied and run again in the project's folder. Intervals in brackets are 95 % "
                 "intervals. The observations follow from the measured numbers by fixed rules; the "
                 "discussion is yours.")
 
