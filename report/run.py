@@ -154,9 +154,11 @@ def inputs_of(words: Words, folder: Path) -> list:
     found = []
     for word in words:
         path = ROOT / word
+        if path.is_relative_to(folder):
+            continue
         if path.is_file():
             found.append([word, *file_stamp(path)])
-        elif path.is_dir() and not path.is_relative_to(folder):
+        elif path.is_dir():
             found.append([word, stamps(path, inside=False)])
     return found
 
