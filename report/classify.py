@@ -49,6 +49,7 @@ def accuracy_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer
             of.few_photos(result["correct"], result["total"], result["accuracy_95"]),
             of.told_apart(measured, percent),
             None if inputs.breeds.sample else of.threshold(measured[best], THRESHOLDS, percent),
+            of.balance(result["accuracy"], result["balanced_accuracy"], len(result["per_class"])),
             of.classes(result["per_class"])))
 
 

@@ -12,6 +12,7 @@ from report.section import Measured, count, listed, percent, plain, with_interva
 
 MOST = 4  # observations of a section
 WIDE = 0.2  # an accuracy's interval from which on it is called wide
+FEWEST = 20  # photos from which on a resampled interval can be trusted
 RESAMPLES = 1000  # behind the intervals that are computed here
 FUNCTION_WORDS = frozenset("a an the of in on at to and with is are for by from".split())
 
@@ -51,10 +52,11 @@ def told_apart(
 
 def paired(first: str, second: str, values: tuple[Sequence[float], Sequence[float]],
            quantity: str) -> str | None:
-    """The mean difference of two settings on the same photos, with its bootstrap interval."""
+    """The mean difference of two settings on the same photos, with its bootstrap interval; nothing
+    on fewer than ``FEWEST`` photos, on which such an interval is too narrow."""
     differences = np.subtract(*values)
     differences = differences[np.isfinite(differences)]
-    if len(differences) < 2:
+    if len(differences) < FEWEST:
         return None
     low, high = mean_interval(differences, RESAMPLES)
     mean = float(differences.mean())
@@ -107,6 +109,18 @@ def classes(per_class: Mapping[str, Mapping]) -> str | None:
         return f"All {len(rows)} classes have no error."
     return (f"{whole} of {len(rows)} classes have no error; the lowest accuracy is that of "
             f"{worst['name']}, {worst['correct']} of {worst['total']}.")
+
+
+def balance(accuracy: float, balanced: float, number_of_classes: int) -> str | None:
+    """The accuracy over photos beside the mean over classes."""
+    if number_of_classes < 2:
+        return None
+    if abs(accuracy - balanced) < 0.01:
+        return (f"Counting each of the {number_of_classes} classes alike gives {percent(balanced)}, "
+                "less than a point away: no large class decides the accuracy.")
+    return (f"Counting each of the {number_of_classes} classes alike gives {percent(balanced)} "
+            f"instead of {percent(accuracy)}: classes with "
+            f"{'few' if balanced < accuracy else 'many'} photos do worse.")
 
 
 def overfitting(rows: Sequence[tuple[str, float, float]]) -> str | None:

@@ -187,6 +187,18 @@ def test_sweeps_and_comparisons_that_were_run_before(tmp_path, scripts_inside, c
         assert answer.figures[0].path.is_file()
 
 
+def test_a_small_sweep_is_a_command_of_the_script(tmp_path, photos):
+    script = importlib.import_module("p1_vit_classify")
+    given = inputs.Inputs.from_args(command.make_parser().parse_args(
+        [str(tmp_path / "out"), "--sweep", "small", "--p1-train", str(photos)]))
+    settings = next(section for section in SECTIONS if section.key == "settings")
+    words, = settings.commands(given, tmp_path / "out" / "figures" / "settings")
+    args = script.make_parser().parse_args(words[1:])
+    assert args.hold_out and args.pretrained and args.train == str(photos)
+    without = inputs.Inputs.from_args(command.make_parser().parse_args([str(tmp_path / "out")]))
+    assert "--sweep DIR" in settings.lacks(without) and not settings.lacks(given)
+
+
 # --- commands -----------------------------------------------------------------------------------
 
 

@@ -43,11 +43,11 @@ def test_one_setting_is_not_compared():
 
 
 def test_paired_differences():
-    far = of.paired("A", "B", ([1.0, 1.1, 0.9, 1.0], [0.1, 0.0, 0.1, 0.0]), "CIDEr")
+    far = of.paired("A", "B", ([1.0, 1.1, 0.9, 1.0] * 5, [0.1, 0.0, 0.1, 0.0] * 5), "CIDEr")
     assert "CIDEr of A minus that of B is +0.950" in far and "does not contain 0" in far
-    near = of.paired("A", "B", ([1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]), "CIDEr")
+    near = of.paired("A", "B", ([1.0, 0.0] * 10, [0.0, 1.0] * 10), "CIDEr")
     assert "is +0.000" in near and "contains 0: the difference may be chance" in near
-    assert of.paired("A", "B", ([1.0, np.nan], [0.0, 0.5]), "CIDEr") is None
+    assert of.paired("A", "B", ([1.0, np.nan] * 15, [0.0, 0.5] * 15), "CIDEr") is None
 
 
 def test_few_photos_and_wide_intervals():
@@ -74,6 +74,12 @@ def test_classes_are_named_where_they_have_enough_photos():
     rows["1"]["correct"] = 6
     assert of.classes(rows) == "All 2 classes have no error."
     assert of.classes({"2": rows["2"]}) is None
+
+
+def test_balance():
+    assert "81.0 %, less than a point away" in of.balance(0.805, 0.81, 37)
+    assert "70.0 % instead of 90.0 %: classes with few photos do worse" in of.balance(0.9, 0.7, 3)
+    assert "with many photos do worse" in of.balance(0.7, 0.9, 3) and of.balance(1, 0, 1) is None
 
 
 def test_overfitting():
