@@ -1,4 +1,5 @@
 # make demo   labels, names, captions and explains the photos in samples/ with the shipped checkpoints
+# make report   runs every script on them and makes the report of all three years
 # make test   runs ruff and the test suite
 # Both create .venv and install what they need there; only make and Python 3.10 or newer must exist.
 
@@ -6,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo test install clean
+.PHONY: demo report test install clean
 
 demo: .venv/installed
 	@mkdir -p runs/demo
@@ -18,6 +19,10 @@ demo: .venv/installed
 	@echo "The captions: $(CURDIR)/runs/demo/captions.json"
 	@echo "What each word looked at, for example: $(CURDIR)/runs/demo/words/sheep.png"
 	@echo "To run the Python scripts yourself: source .venv/bin/activate"
+
+report: .venv/installed
+	@$(IN_VENV) bash hw3_report.sh runs/report
+	@echo "The report: $(CURDIR)/runs/report/report.html"
 
 test: .venv/installed-tests
 	$(BIN)/ruff check .
@@ -38,4 +43,4 @@ install: .venv/installed
 
 # runs/ also holds trainings, which stay.
 clean:
-	rm -rf .venv runs/demo
+	rm -rf .venv runs/demo runs/report

@@ -119,12 +119,23 @@ def read_csv(path: str | Path, *columns: str) -> list[dict[str, str]]:
         for delimiter in (",", ";", "\t"):
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
             reader.fieldnames = [name.strip().casefold() for name in reader.fieldnames or ()]
-            if all(reader.fieldnames.count(column) == 1 for column in columns):
-                return [{column: (row[column] or "").strip() for column in columns}
+            if all(reader.fieldnames.count(column.casefold()) == 1 for column in columns):
+                return [{column: (row[column.casefold()] or "").strip() for column in columns}
                         for row in reader]
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file: {error}") from None
     raise UserError(f"{path} needs the header {','.join(columns)}, each of them once")
+
+
+def read_table(path: str | Path) -> list[list[str]]:
+    """All rows of a CSV whatever its columns are, the header first; UserError where it has none."""
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(path, "surrogateescape"), newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file: {error}") from None
+    if not rows:
+        raise UserError(f"{path} is empty; a CSV with a header is needed")
+    return rows
 
 
 def read_mapping(path: str | Path, key: str, value: str) -> dict[str, str]:

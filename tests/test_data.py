@@ -13,6 +13,7 @@ from conftest import make_photo
 from PIL import Image
 
 from data.batches import LabelledImages, read_batches
+from data.files import read_csv, read_table
 from data.labels import (
     hold_out_tenth,
     labelled_folders,
@@ -80,6 +81,16 @@ def test_labels_from_csv_and_from_names(tmp_path):
     table.write_text("image_id,label\nx.jpg,8\n")
     with pytest.raises(UserError, match="header filename,label"):
         read_labels(paths, table)
+
+
+def test_columns_of_tables_are_found_in_any_case(tmp_path):
+    table = tmp_path / "scores.csv"
+    table.write_text("File,CIDEr\nx.jpg,0.5\n")
+    assert read_csv(table, "file", "CIDEr") == [{"file": "x.jpg", "CIDEr": "0.5"}]
+    assert read_table(table) == [["File", "CIDEr"], ["x.jpg", "0.5"]]
+    table.write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        read_table(table)
 
 
 def test_labels_sort_by_number_or_by_text():

@@ -16,6 +16,7 @@ from inference.parser import Parser
 PAGES = [ROOT / "README.md", ROOT / "samples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "utils")
 DOWNLOAD = "ckpt.download"  # what download_ckpt.sh and hw3_download.sh run
+REPORT = "report.command"  # what hw3_report.sh runs
 FENCED = re.compile(r"^```.*?\n(.*?)^```", re.S | re.M)
 
 
@@ -109,6 +110,8 @@ def started(words: list[str]) -> tuple[str | None, list[str]]:
     for place, word in enumerate(words):
         if word in ("download_ckpt.sh", "hw3_download.sh"):
             return DOWNLOAD, words[place + 1:]
+        if word == "hw3_report.sh":
+            return REPORT, words[place + 1:]
         if word.removesuffix(".py") in SCRIPTS and word.endswith(".py"):
             return word.removesuffix(".py"), words[place + 1:]
     return None, []
@@ -132,7 +135,7 @@ def test_every_option_in_the_text_exists(page):
         script, arguments = started(words)
         used = {word for word in (arguments if script else words) if word.startswith("--")}
         if used:
-            scripts = [script] if script else [*SCRIPTS, DOWNLOAD]
+            scripts = [script] if script else [*SCRIPTS, DOWNLOAD, REPORT]
             known = set().union(*(all_options(parser_of(name)) for name in scripts))
             assert used <= known | (set() if script else BENCHMARK_OPTIONS), " ".join(words)
 

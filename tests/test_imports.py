@@ -15,7 +15,7 @@ FILES = sorted([*ROOT.glob("*.py"), *(path for package in ORDER[1:]
 SLOW = {"torch", "torchvision", "timm", "transformers", "accelerate", "peft", "pytorch_optimizer"}
 # Packages and files whose import needs no torch, so that --help and usage errors answer at once.
 FAST = ("utils.py", "metrics", "figures", "ckpt", "data", "inference/options.py",
-        "training/options.py", "training/recipe.py")
+        "training/options.py", "training/recipe.py", "report")
 LONGEST = 320  # lines; the layout section of the README names any exception
 
 

@@ -92,7 +92,7 @@ def test_the_shell_scripts_keep_the_rules_of_the_course(name):
 def test_the_scripts_choose_their_python_with_the_same_lines():
     chosen = {re.search(r"# Where the python3.*?\nfi\n", (ROOT / name).read_text(), re.S)[0]
               for name in STARTING_PYTHON}
-    assert len(STARTING_PYTHON) == 3 and len(chosen) == 1
+    assert len(STARTING_PYTHON) == 4 and len(chosen) == 1
 
 
 # --- arguments ----------------------------------------------------------------------------------
