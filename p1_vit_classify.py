@@ -31,7 +31,6 @@ from utils import (
     EXIT_SOME_UNREADABLE,
     ArgumentParser,
     UserError,
-    print_some,
     printable,
     run,
     warn,
@@ -42,11 +41,17 @@ import numpy as np
 
 from ckpt import registry
 from data.compute import Compute
-from data.files import check_outputs, write_csv
+from data.files import check_outputs, print_some, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
 from figures import charts
-from inference.options import BATCH_SIZES, add_command, add_run_options
+from inference.options import (
+    BATCH_SIZES,
+    add_command,
+    add_images_option,
+    add_prediction_options,
+    add_run_options,
+)
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.sweep import sweep
@@ -64,19 +69,21 @@ def predict(args):
     """The most probable label of each photo: a CSV, and the first lines on stdout."""
     paths = list_images(args.images, args.limit)
     check_outputs({"--output": args.output}, {"--images": paths, "--checkpoint": args.checkpoint})
-    from inference.classify import classify_with_all, load_classifiers  # these import torch
+    from inference.classify import load_classifiers, probability_work  # these import torch
+    from inference.predictions import label_rows, predictions
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
     classifiers = load_classifiers(args.checkpoint)
-    readable, probabilities, unreadable = classify_with_all(classifiers, paths, compute)
-    labels = [classifiers[0].classes[i] for i in probabilities.argmax(1)]
-    write_csv(args.output, ["filename", "label"],
-              [[path.name, label] for path, label in zip(readable, labels, strict=True)])
-    print_some([f"{printable(path.name):24} {label:>4} {classifiers[0].name_of(label):28} "
-                f"{row.max():4.0%}"
-                for path, label, row in zip(readable, labels, probabilities, strict=True)],
-               args.output)
-    return EXIT_SOME_UNREADABLE if unreadable else 0
+    first = classifiers[0]
+    transform, probabilities = probability_work(classifiers, compute)
+    with predictions(args, paths, transform,
+                     lambda images: label_rows(probabilities(images), first.classes),
+                     compute, "classify") as done:
+        write_csv(args.output, ["filename", "label"],
+                  ([name, label] for name, (label, _) in done.rows()))
+        print_some((f"{printable(name):24} {label:>4} {first.name_of(label):28} {share:4.0%}"
+                    for name, (label, share) in done.rows()), done.count, args.output)
+    return EXIT_SOME_UNREADABLE if done.unreadable else 0
 
 
 # --- eval ---------------------------------------------------------------------------------------
@@ -177,14 +184,12 @@ def make_parser():
                              "loss and accuracy on labelled photos, as JSON")
     for command in (predicting, evaluating):
         add_run_options(command, None)
-        command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
-                             help="folder of photos, without its subfolders")
+        add_images_option(command, HERE / "samples")
         command.add_argument("--checkpoint", nargs="+", default=[str(registry.default("p1"))],
                              metavar="FILE", help="several: the mean of their probabilities")
         command.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
                              metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
-    predicting.add_argument("--output", required=True, metavar="CSV",
-                            help="file to write, whole or not at all")
+    add_prediction_options(predicting, "CSV")
     evaluating.add_argument("--labels", metavar="CSV",
                             help="filename,label (default: the labels in the file names)")
     evaluating.add_argument("--figures", metavar="DIR",

@@ -29,8 +29,10 @@ of patches; "peak" is the patch with the most attention.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, printable, run, warn, write_json
@@ -48,6 +50,7 @@ from data.photos import (
     refuse_to_replace,
     report_unreadable,
 )
+from data.processes import team
 from figures import maps
 from inference.arrays import npz_writer
 from inference.options import (
@@ -64,15 +67,6 @@ Texts = dict[Path, tuple[str, list[int]]]  # each image's caption, and its ids w
 # --- compute ------------------------------------------------------------------------------------
 
 
-def written_captions(captioner, memory, search) -> list[tuple[str, list[int]]]:
-    """The captioner's own captions and their ids, the end token included where it was written."""
-    from models.decoding import generate
-
-    limit = min(search.max_length or captioner.max_length, captioner.max_length)
-    return [(captioner.tokenizer.decode(ids), [*ids, captioner.tokenizer.end_id][:limit])
-            for ids in generate(captioner, memory, search)]
-
-
 def given_captions(captioner, paths: Sequence[Path], file: str | Path) -> Texts:
     """The captions in ``file``, and their ids as the captioner would have written them."""
     texts: Texts = {}
@@ -84,25 +78,6 @@ def given_captions(captioner, paths: Sequence[Path], file: str | Path) -> Texts:
                  "the captioner can write are drawn")
         texts[path] = text, [*ids, captioner.tokenizer.end_id][:limit]
     return texts
-
-
-def captioned_batches(
-    captioner, paths: Sequence[Path], texts: Texts | None, search, compute: Compute,
-    unreadable: list, title: str = "attention",
-) -> Iterator[tuple[list[tuple[Path, str, list[int]]], object]]:
-    """Yield ([(path, caption, its ids)], memory) batch by batch. Where ``texts`` is None, the
-    captioner writes the captions. (path, reason) of unreadable files go to ``unreadable``.
-
-    Raises UserError where no file can be read.
-    """
-    from inference.caption import encoded_batches
-
-    for names, memory in encoded_batches(captioner, paths, compute, unreadable, title):
-        batch = ([texts[path] for path in names] if texts is not None
-                 else written_captions(captioner, memory, search))
-        yield [(path, *text) for path, text in zip(names, batch, strict=True)], memory
-    if len(unreadable) == len(paths):
-        report_unreadable((), unreadable)
 
 
 def word_maps(
@@ -165,46 +140,63 @@ def clip_scorer(source: str, compute: Compute):
 # --- commands -----------------------------------------------------------------------------------
 
 
-def draw_all(captioner, batches: Iterable, args, prefix="", notes=()) -> list[dict]:
-    """Write a figure for each image of ``captioned_batches``, with ``notes`` under its title;
-    returns their rows for stdout."""
+def draw(captioner, batch, memory, args, prefix="", notes=()) -> list[tuple[dict, np.ndarray]]:
+    """Write a figure for each image of ``batch``, with ``notes`` under its title; returns, for
+    each, its row for stdout and the maps in it."""
     layer = "last layer" if args.layer == -1 else f"layer {args.layer}"
     rows, each = [], args.heads == "each"
+    found = word_maps(captioner, memory, [ids for *_, ids in batch], args.layer)
+    for (path, text, ids), (words, heads) in zip(batch, found, strict=True):
+        mean = heads.mean(0)
+        photo = load_image(path, (480, 480))
+        read = captioner.tokenizer.decode(ids) or "(an empty caption)"
+        about = (f"{path.name}: cross-attention, {layer}, "
+                 + ("each head" if each else f"mean of {len(heads)} heads"))
+        figure = Path(args.output) / f"{prefix}{path.stem}.png"
+        maps.word_panels(photo, heads if each else mean[None],
+                         captioner.transform.box(*photo.size), words,
+                         [read + " …" * (words[-1] != END), about, *notes], figure)
+        described = [{"word": word, **row} for word, row in zip(words, numbers(mean), strict=True)]
+        if each:
+            for row, *parts in zip(described, *map(numbers, heads), strict=True):
+                row["heads"] = parts
+        rows.append(({"filename": path.name, "caption": text, "grid": list(mean.shape[1:]),
+                      "words": described, "figure": str(figure)}, heads if each else mean))
+    return rows
+
+
+def draw_all(captioner, paths, texts, args, compute, unreadable) -> list[dict]:
+    """Write a figure for each image and keep the maps in --npz; returns the rows for stdout."""
+    from inference.caption import captioned_rows
+    from models.decoding import Search
+
+    rows = []
     with npz_writer(args.npz) as keep:
-        for batch, memory in batches:
-            found = word_maps(captioner, memory, [ids for *_, ids in batch], args.layer)
-            for (path, text, ids), (words, heads) in zip(batch, found, strict=True):
-                mean = heads.mean(0)
-                photo = load_image(path, (480, 480))
-                read = captioner.tokenizer.decode(ids) or "(an empty caption)"
-                about = (f"{path.name}: cross-attention, {layer}, "
-                         + ("each head" if each else f"mean of {len(heads)} heads"))
-                figure = Path(args.output) / f"{prefix}{path.stem}.png"
-                maps.word_panels(photo, heads if each else mean[None],
-                                 captioner.transform.box(*photo.size), words,
-                                 [read + " …" * (words[-1] != END), about, *notes], figure)
-                keep(path.stem, heads if each else mean)
-                keep(f"{path.stem}.words", np.array(words))
-                described = [{"word": word, **row} for word, row
-                             in zip(words, numbers(mean), strict=True)]
-                if each:
-                    for row, *parts in zip(described, *map(numbers, heads), strict=True):
-                        row["heads"] = parts
-                rows.append({"filename": path.name, "caption": text, "grid": list(mean.shape[1:]),
-                             "words": described, "figure": str(figure)})
+        for found in captioned_rows(captioner, paths, texts, Search.from_args(args), compute,
+                                    partial(draw, captioner, args=args), unreadable):
+            for row, grids in found:
+                stem = Path(row["filename"]).stem
+                keep(stem, grids)
+                keep(f"{stem}.words", np.array([word["word"] for word in row["words"]]))
+                rows.append(row)
     return rows
 
 
 def draw_best_and_worst(captioner, paths, texts, args, compute, unreadable) -> dict:
     """Rank all captions by CLIPScore, draw the first and the last; returns what goes to stdout."""
+    from inference.caption import captioned_rows
     from models.decoding import Search
 
     references = of_images(read_captions(args.refs), paths, args.refs)
     # A CLIP that cannot be opened is an error before the work, not after it.
     scorer = clip_scorer(args.clip, Compute.from_args(args, BATCH_SIZES["clip"]))
     search = Search.from_args(args)
-    batches = captioned_batches(captioner, paths, texts, search, compute, unreadable, "caption")
-    texts = {path: (text, ids) for batch, _ in batches for path, text, ids in batch}
+    written = captioned_rows(captioner, paths, texts, search, compute,
+                             lambda batch, memory: [(str(path), text, ids)
+                                                    for path, text, ids in batch],
+                             unreadable, "caption")
+    texts = {Path(path): (text, ids)
+             for path, text, ids in team().everyone(list(chain.from_iterable(written)))}
     if len(texts) < 2:
         raise UserError("--best-worst compares at least two images that can be read, here is one")
     scores = scorer(list(texts), [text for text, _ in texts.values()])
@@ -217,9 +209,11 @@ def draw_best_and_worst(captioner, paths, texts, args, compute, unreadable) -> d
     for kind, (path, score) in (("best", ranking[0]), ("worst", ranking[-1])):
         notes = [f"CLIPScore {score:.3f}, the {kind} of {len(ranking)} captions",
                  *(f"reference: {text}" for text in references[path])]
-        batches = captioned_batches(captioner, [path], texts, search, compute, [])
-        row, = draw_all(captioner, batches, args, f"{kind}_", notes)
-        result[kind] = {"CLIPScore": score, "references": references[path], **row}
+        drawn = captioned_rows(
+            captioner, [path], texts, search, compute,
+            partial(draw, captioner, args=args, prefix=f"{kind}_", notes=notes), [])
+        for (row, _), in drawn:
+            result[kind] = {"CLIPScore": score, "references": references[path], **row}
     return result
 
 
@@ -287,7 +281,6 @@ def main():
     check_files(paths, args)
 
     from inference.caption import open_captioner
-    from models.decoding import Search
 
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     captioner = open_captioner(args)
@@ -300,9 +293,7 @@ def main():
     if args.best_worst:
         result |= draw_best_and_worst(captioner, paths, texts, args, compute, unreadable)
     else:
-        batches = captioned_batches(captioner, paths, texts, Search.from_args(args), compute,
-                                    unreadable)
-        result["images"] = draw_all(captioner, batches, args)
+        result["images"] = draw_all(captioner, paths, texts, args, compute, unreadable)
         warn(f"wrote {len(result['images'])} figures into {args.output}")
     report_unreadable(paths, unreadable)
     write_json(result)

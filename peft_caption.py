@@ -39,12 +39,14 @@ from ckpt import registry
 from data.captions import captioned_images, write_predictions
 from data.compute import Compute
 from data.files import check_outputs
-from data.photos import list_images, refuse_equal_stems, report_unreadable
+from data.photos import list_images, refuse_equal_stems
 from inference.options import (
     BATCH_SIZES,
     add_base_options,
     add_command,
+    add_images_option,
     add_peft_size_options,
+    add_prediction_options,
     add_run_options,
     add_scoring_options,
     add_search_options,
@@ -83,17 +85,17 @@ def predict(args):
     check_outputs({"--output": args.output},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--base": args.base,
                    "--decoder": args.decoder, "--weights": args.weights})
-    from inference.caption import caption_images
+    from inference.caption import caption_work
     from inference.peft import BaseSource, open_peft
+    from inference.predictions import predictions
     from models.decoding import Search
 
     captioner = open_peft(args.checkpoint, BaseSource.from_args(args))
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
-    readable, captions, unreadable = caption_images(
-        captioner, paths, Search.from_args(args), compute)
-    report_unreadable(readable, unreadable)
-    write_predictions(dict(zip(readable, captions, strict=True)), args.output)
-    return EXIT_SOME_UNREADABLE if unreadable else 0
+    captions = caption_work(captioner, Search.from_args(args), compute)
+    with predictions(args, paths, captioner.transform, captions, compute, "caption") as done:
+        write_predictions(done.rows, done.count, args.output)
+    return EXIT_SOME_UNREADABLE if done.unreadable else 0
 
 
 def evaluate(args):
@@ -166,16 +168,16 @@ def make_parser():
     predicting = add_command(commands, "predict", predict,
                              "caption a folder of photos: a JSON of stem and caption")
     evaluating = add_command(commands, "eval", evaluate, "the scores of a PEFT checkpoint, as JSON")
+    add_images_option(predicting, SCENES)
+    evaluating.add_argument("--images", default=str(SCENES), metavar="DIR",
+                            help="folder of photos, without its subfolders")
     for command in (predicting, evaluating):
         add_run_options(command, None)
         add_base_options(command)
-        command.add_argument("--images", default=str(SCENES), metavar="DIR",
-                             help="folder of photos, without its subfolders")
         command.add_argument("--checkpoint", default=str(registry.default("p2_peft")),
                              metavar="FILE", help="a PEFT file, as train writes it")
         add_search_options(command)
-    predicting.add_argument("--output", required=True, metavar="JSON",
-                            help="file to write, whole or not at all")
+    add_prediction_options(predicting, "JSON")
     evaluating.add_argument("--captions", required=True, metavar="JSON",
                             help="references in COCO's format, of images in --images")
     evaluating.add_argument("--output", metavar="JSON", help="file to write (default: stdout)")

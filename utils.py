@@ -14,16 +14,21 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
-SHOWN = 20  # lines of a long result that are printed
+EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
+# Of several processes one writes: data/processes.py mutes the others and says how they end.
+muted, at_end = False, lambda status, line: status
 
 
 class UserError(Exception):
     """A problem that the user can fix. Its text is the one line that they see."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, with which batch systems and torchrun stop a process."""
 
 
 # --- messages and exit status -----------------------------------------------------------------
@@ -48,18 +53,12 @@ def warn(message: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def print_some(lines: Sequence[str], output: str | Path) -> None:
-    """Print the first lines, and how many more of them the file ``output`` has."""
-    for line in lines[:SHOWN]:
-        print(printable(line))
-    if len(lines) > SHOWN:
-        print(f"… and {len(lines) - SHOWN} more in {printable(output)}")
-
-
 def _explain(error: BaseException) -> tuple[str, int]:
     """The line that a user sees for ``error``, and the exit status."""
     if isinstance(error, UserError):
         return f"error: {error}", EXIT_ERROR
+    if isinstance(error, Terminated):
+        return "stopped by SIGTERM; nothing half-written is left", EXIT_TERMINATED
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing half-written is left", EXIT_INTERRUPTED
     if isinstance(error, ModuleNotFoundError):
@@ -99,12 +98,19 @@ if (os.path.dirname(os.path.realpath(sys.argv[0])) == os.path.dirname(os.path.re
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and exit: its status, or one line on stderr and the status that fits."""
+    def terminate(*_) -> NoReturn:
+        raise Terminated
     _prepare_streams()
+    line = ""
     try:
         if signal.getsignal(signal.SIGINT) is _stop_at_once:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, terminate)
         status = main() or 0
         sys.stdout.flush()
+    except SystemExit as end:  # wrong usage, or --help
+        status = end.code or 0
     except BrokenPipeError:  # `script | head`: the reader has gone, which is no error of ours
         status = EXIT_ERROR
     except (Exception, KeyboardInterrupt) as error:
@@ -116,7 +122,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.stdout.flush()
     except OSError:  # Python would try again as it ends, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)
+    status = at_end(status, line)
+    # After SIGTERM, no thread is waited for that reads from a file system which hangs.
+    (os._exit if status == EXIT_TERMINATED else sys.exit)(status)
 
 
 class _Stderr(io.TextIOWrapper):
@@ -207,6 +215,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     mount point or in a folder that is closed to us, it is overwritten. A device, a pipe or an open
     descriptor (``/dev/stdout``) is written once, at the end.
     """
+    path = os.devnull if muted else path
     descriptor, target = open_descriptor(path), Path(os.path.realpath(path))
     beside = descriptor is None and (target.is_file() or not target.exists())
     if beside:
@@ -277,8 +286,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
     """Python's parser would silently keep the last of two equal keys."""
     result = dict(pairs)
     if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        twice = max(result, key=[key for key, _ in pairs].count)
         raise ValueError(f"the key {twice} stands twice in one object")
     return result
 
@@ -307,6 +315,6 @@ def progress(total: int | None, title: str, unit: str, hidden: bool = False, don
     """A progress bar on stderr; where stderr is a log file, a line now and then."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=title, unit=unit, disable=hidden, dynamic_ncols=True,
+    return tqdm(total=total, desc=title, unit=unit, disable=hidden or muted, dynamic_ncols=True,
                 initial=done, unit_scale=unit == "B",
                 mininterval=0.2 if sys.stderr.isatty() else 20)

@@ -34,6 +34,7 @@ from data.photos import list_images
 from data.transform import Transform
 from figures import maps as figure_maps
 from figures import style
+from inference.caption import written_captions
 from models.captioner_files import load_captioner
 from models.clip import build_clip, save_clip
 from models.decoding import Search, generate
@@ -134,8 +135,8 @@ def test_maps_of_beam_search_are_those_of_the_winning_beam():
             encoder_outputs=BaseModelOutput(last_hidden_state=memory.features), num_beams=3,
             do_sample=False, max_new_tokens=10, early_stopping=False, length_penalty=1.0,
             output_attentions=True, return_dict_in_generate=True)
-        written = p2_attn_vis.written_captions(biased(captioner, 1.5), memory,
-                                               Search(beams=3, max_length=10))
+        written = written_captions(biased(captioner, 1.5), memory,
+                                   Search(beams=3, max_length=10))
         rows = [ids for _, ids in written]
         for image, (_, maps) in enumerate(p2_attn_vis.word_maps(captioner, memory, rows, -1)):
             assert rows[image] == result.sequences[image, 1:len(rows[image]) + 1].tolist()
