@@ -10,7 +10,6 @@ listing is measured apart, in a process of its own.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,14 +21,26 @@ sys.path.insert(0, str(ROOT))
 PHOTOS = 8  # different ones
 
 LISTING = """
-import json, resource, sys, time
+import json, sys, time
+from pathlib import Path
 from data.photos import list_images
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
 count = len(list_images(sys.argv[1]))
-print(json.dumps({"files": count, "seconds": round(time.perf_counter() - started, 2),
-      "megabytes": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)}))
+seconds = round(time.perf_counter() - started, 2)
+peak = Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+print(json.dumps({"files": count, "seconds": seconds, "process_mb": int(peak) // 1024}))
 """
+
+
+def peak_memory(process) -> int:
+    """Megabytes that a process had at most, when it has ended."""
+    status, kilobytes = Path(f"/proc/{process.pid}/status"), 0
+    while process.poll() is None:
+        words = status.read_text().split()
+        if "VmHWM:" in words:  # it is still running
+            kilobytes = int(words[words.index("VmHWM:") + 1])
+        time.sleep(0.1)
+    return kilobytes // 1024
 
 
 def make(folder: Path, count: int) -> tuple[Path, Path]:
@@ -66,17 +77,20 @@ def main():
                                                               "PYTHONPATH": str(ROOT)})
         output = Path(place) / "out.csv"
         started = time.perf_counter()
-        subprocess.run([sys.executable, ROOT / "p1_vit_classify.py", "predict", "--images", images,
-                        "--output", output, "--checkpoint", checkpoint, "--batch-size",
-                        options.batch_size], check=True, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "p1_vit_classify.py", "predict", "--images", images, "--output",
+             output, "--checkpoint", checkpoint, "--batch-size", options.batch_size],
+            stdout=subprocess.DEVNULL)
+        megabytes = peak_memory(process)
         seconds = time.perf_counter() - started
+        if process.returncode:
+            sys.exit(process.returncode)
         with open(output) as file:
             rows = sum(1 for _ in file) - 1
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(json.dumps({"files": options.files, "rows": rows, "listing": json.loads(listing.stdout),
                       "seconds": round(seconds, 1),
                       "photos_per_s": round(options.files / seconds, 1),
-                      "peak_memory_mb": round(children.ru_maxrss / 1024)}, indent=2))
+                      "peak_memory_mb": megabytes}, indent=2))
 
 
 if __name__ == "__main__":

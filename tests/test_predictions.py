@@ -229,7 +229,7 @@ def test_a_stopped_process_leaves_its_rows_for_resume(
 
 def test_a_disk_that_fills_up(folder, tmp_path, checkpoint, predict):
     out = tmp_path / "o.csv"
-    limit = 1200  # bytes of a file; some rows, not all
+    limit = 800  # bytes of a file; some rows, not all
     process = subprocess.run(
         [sys.executable, SCRIPT, *words(folder, out, checkpoint)], capture_output=True, text=True,
         preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)))
