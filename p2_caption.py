@@ -11,7 +11,8 @@ The captioner is a vision transformer whose patch features a small GPT-2 reads b
   python3 p2_caption.py predict --model catr --weights FILE --vocab vocab.txt --images DIR …
 
 Without --checkpoint, predict and eval use $HW3_P2_CKPT, else the default of ckpt/checkpoints.json,
-which is ckpt/captioner.safetensors. score computes for a prediction file what the course's
+which is ckpt/captioner.safetensors; with --decoder they take a PEFT file, as peft_caption.py does.
+score computes for a prediction file what the course's
 evaluator computes, without Java: CIDEr, BLEU-1 … BLEU-4 and ROUGE-L of the COCO caption toolkit,
 tokenized as Stanford's PTBTokenizer does. eval, and score --images DIR, add CLIPScore (Hessel et
 al. 2021), computed with ckpt/clip_vit_tiny.safetensors or the CLIP that --clip names; scores of
@@ -29,9 +30,11 @@ change a value; compare two systems on the same images image by image (--per-ima
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, fraction, run, warn, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import EXIT_SOME_UNREADABLE, UserError, fraction, run, warn
 
 from ckpt import registry
 from data.captions import (
@@ -50,11 +53,15 @@ from inference.options import (
     add_captioner_options,
     add_command,
     add_images_option,
+    add_json_option,
     add_prediction_options,
     add_run_options,
     add_scoring_options,
     add_search_options,
+    complete_captioner_options,
 )
+from inference.parser import Parser
+from inference.results import of_captions, write_result
 from metrics.captions import describe
 from metrics.clipscore import PREFIX
 from training.options import add_caption_training, add_language_training
@@ -68,11 +75,12 @@ SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
 
 def predict(args):
     """Write the captions of a folder of photos."""
+    complete_captioner_options(args)
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
     check_outputs({"--output": args.output},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--weights": args.weights,
-                   "--vocab": args.vocab})
+                   "--vocab": args.vocab, "--base": args.base, "--decoder": args.decoder})
     from inference.caption import caption_work, open_captioner
     from inference.predictions import predictions
     from models.decoding import Search
@@ -87,14 +95,16 @@ def predict(args):
 
 def evaluate(args):
     """Print the scores of a captioner on photos with references."""
+    complete_captioner_options(args)
     images = captioned_images(args.images, args.captions, args.limit)
     if args.record and args.model:
         raise UserError("--record writes into a checkpoint of this project; make one with convert")
     train_captions = read_texts(args.train_captions) if args.train_captions else None
-    check_outputs({"--output": args.output, "--per-image": args.per_image},
+    check_outputs({"--json": args.json, "--per-image": args.per_image},
                   {"--images": list(images), "--captions": args.captions,
                    "--train-captions": args.train_captions, "--checkpoint": args.checkpoint,
-                   "--weights": args.weights, "--vocab": args.vocab, "--clip": args.clip})
+                   "--weights": args.weights, "--vocab": args.vocab, "--clip": args.clip,
+                   "--base": args.base, "--decoder": args.decoder})
     from inference.caption import open_captioner
     from inference.scoring import Scoring, default_clip, evaluate_captioner, record_scores
     from models.checkpoint import check_recordable
@@ -110,7 +120,7 @@ def evaluate(args):
                "checkpoint": args.weights if args.model else args.checkpoint}
     if args.record:
         record_scores(args.checkpoint, args.record, result)
-    write_json(result, args.output)
+    write_result(result, of_captions(result), args.json)
     return EXIT_SOME_UNREADABLE if result["unreadable"] else 0
 
 
@@ -118,7 +128,7 @@ def score(args):
     """Print the scores of a file of predictions; needs no torch without CLIPScore."""
     references = read_captions(args.captions)
     predictions = read_predictions(args.predictions)
-    check_outputs({"--output": args.output, "--per-image": args.per_image},
+    check_outputs({"--json": args.json, "--per-image": args.per_image},
                   {"--predictions": args.predictions, "--captions": args.captions,
                    "--images": args.images, "--clip": args.clip})
     if args.clip and not args.images:
@@ -139,9 +149,9 @@ def score(args):
     if args.per_image:
         write_per_image(args.per_image, names, each, captions)
     unreadable = {"unreadable": len(clip_scorer.unreadable)} if clip_scorer else {}
-    write_json(result | unreadable | {
-        "images_left_out": left_out, "predictions": args.predictions, "captions": args.captions,
-    }, args.output)
+    result |= unreadable | {"images_left_out": left_out, "predictions": args.predictions,
+                            "captions": args.captions}
+    write_result(result, of_captions(result), args.json)
     return EXIT_SOME_UNREADABLE if any(unreadable.values()) else 0
 
 
@@ -193,18 +203,18 @@ def blend(args):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p2_caption.py", description=__doc__)
+    parser = Parser(prog="p2_caption.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     predicting = add_command(commands, "predict", predict,
                              "caption a folder of photos: a JSON of stem and caption")
-    evaluating = add_command(commands, "eval", evaluate, "the scores of a captioner, as JSON")
+    evaluating = add_command(commands, "eval", evaluate, "the scores of a captioner")
     add_images_option(predicting, SCENES)
     evaluating.add_argument("--images", default=str(SCENES), metavar="DIR",
                             help="folder of photos, without its subfolders")
     for command in (predicting, evaluating):
         add_run_options(command, None)
-        add_captioner_options(command, registry.default("p2"))
+        add_captioner_options(command)
         add_search_options(command)
     add_prediction_options(predicting, "JSON")
     evaluating.add_argument("--captions", required=True, metavar="JSON",
@@ -231,7 +241,7 @@ def make_parser():
                              help="put TEXT before each caption for CLIPScore; without TEXT, "
                                   f'"{PREFIX}", as in its paper (default: nothing, as in the '
                                   "course's evaluator)")
-        command.add_argument("--output", metavar="JSON", help="file to write (default: stdout)")
+        add_json_option(command, "--output")
 
     add_language_training(add_command(commands, "pretrain", pretrain,
                                       "train tokenizer and decoder on captions alone"))

@@ -31,26 +31,31 @@ few photos.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, non_negative, run, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import EXIT_SOME_UNREADABLE, UserError, non_negative, run
 
-from ckpt import registry
 from data.captions import captioned_images, write_predictions
 from data.compute import Compute
 from data.files import check_outputs
 from data.photos import list_images, refuse_equal_stems
 from inference.options import (
     BATCH_SIZES,
-    add_base_options,
+    add_captioner_options,
     add_command,
     add_images_option,
+    add_json_option,
     add_peft_size_options,
     add_prediction_options,
     add_run_options,
     add_scoring_options,
     add_search_options,
+    complete_captioner_options,
 )
+from inference.parser import Parser
+from inference.results import of_captions, of_parameters, write_result
 from training.options import PEFT_LR, add_peft_training
 
 SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
@@ -80,17 +85,17 @@ def compare(args):
 
 def predict(args):
     """Write the captions of a folder of photos."""
+    complete_captioner_options(args, "p2_peft")
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
     check_outputs({"--output": args.output},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--base": args.base,
-                   "--decoder": args.decoder, "--weights": args.weights})
-    from inference.caption import caption_work
-    from inference.peft import BaseSource, open_peft
+                   "--decoder": args.decoder, "--weights": args.weights, "--vocab": args.vocab})
+    from inference.caption import caption_work, open_captioner
     from inference.predictions import predictions
     from models.decoding import Search
 
-    captioner = open_peft(args.checkpoint, BaseSource.from_args(args))
+    captioner = open_captioner(args)
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     captions = caption_work(captioner, Search.from_args(args), compute)
     with predictions(args, paths, captioner.transform, captions, compute, "caption") as done:
@@ -100,27 +105,30 @@ def predict(args):
 
 def evaluate(args):
     """Print the scores of a PEFT checkpoint on photos with references."""
+    complete_captioner_options(args, "p2_peft")
     images = captioned_images(args.images, args.captions, args.limit)
-    check_outputs({"--output": args.output},
+    check_outputs({"--json": args.json},
                   {"--images": list(images), "--captions": args.captions, "--clip": args.clip,
                    "--checkpoint": args.checkpoint, "--base": args.base, "--decoder": args.decoder,
-                   "--weights": args.weights})
-    from inference.peft import BaseSource, open_peft
+                   "--weights": args.weights, "--vocab": args.vocab})
+    if args.record and args.model:
+        raise UserError("--record writes into a checkpoint of this project, not with --model")
+    from inference.caption import open_captioner
     from inference.scoring import Scoring, default_clip, evaluate_captioner, record_scores
     from models.checkpoint import check_recordable
     from models.decoding import Search
 
     if args.record:
         check_recordable(args.checkpoint)
-    captioner = open_peft(args.checkpoint, BaseSource.from_args(args))
+    captioner = open_captioner(args)
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     scoring = Scoring.from_args(args, args.clip or default_clip())
     result, _ = evaluate_captioner(captioner, images, Search.from_args(args), compute, scoring)
-    result |= {"method": captioner.metadata["method"], "captions": args.captions,
-               "checkpoint": args.checkpoint}
+    result |= {"method": captioner.metadata.get("method"), "captions": args.captions,
+               "checkpoint": captioner.source}
     if args.record:
         record_scores(args.checkpoint, args.record, result)
-    write_json(result, args.output)
+    write_result(result, of_captions(result), args.json)
     return EXIT_SOME_UNREADABLE if result["unreadable"] else 0
 
 
@@ -131,7 +139,8 @@ def count(args):
     if args.sizes:
         print(sizes_table(args.cross_width, given_sizes(args)), end="")
     else:
-        write_json(count_file(args.file))
+        result = count_file(args.file)
+        write_result(result, of_parameters(result), args.json)
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -146,7 +155,7 @@ def rate(text):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="peft_caption.py", description=__doc__)
+    parser = Parser(prog="peft_caption.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     training = add_command(commands, "train", train, "train one method over a frozen base")
@@ -163,24 +172,24 @@ def make_parser():
                            help="photos that the table is about; nothing is chosen by them")
     comparing.add_argument("--eval-captions", required=True, metavar="JSON",
                            help="their references, in COCO's format")
+    comparing.add_argument("--html", metavar="FILE",
+                           help="also write a page with each photo and its captions")
     add_scoring_options(comparing, RESAMPLES)
 
     predicting = add_command(commands, "predict", predict,
                              "caption a folder of photos: a JSON of stem and caption")
-    evaluating = add_command(commands, "eval", evaluate, "the scores of a PEFT checkpoint, as JSON")
+    evaluating = add_command(commands, "eval", evaluate, "the scores of a PEFT checkpoint")
     add_images_option(predicting, SCENES)
     evaluating.add_argument("--images", default=str(SCENES), metavar="DIR",
                             help="folder of photos, without its subfolders")
     for command in (predicting, evaluating):
         add_run_options(command, None)
-        add_base_options(command)
-        command.add_argument("--checkpoint", default=str(registry.default("p2_peft")),
-                             metavar="FILE", help="a PEFT file, as train writes it")
+        add_captioner_options(command, "p2_peft")
         add_search_options(command)
     add_prediction_options(predicting, "JSON")
     evaluating.add_argument("--captions", required=True, metavar="JSON",
                             help="references in COCO's format, of images in --images")
-    evaluating.add_argument("--output", metavar="JSON", help="file to write (default: stdout)")
+    add_json_option(evaluating, "--output")
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
     add_scoring_options(evaluating, RESAMPLES)
@@ -191,6 +200,7 @@ def make_parser():
     source.add_argument("--sizes", action="store_true",
                         help="of each method over GPT-2 small with a ViT-L, as a table")
     add_peft_size_options(counting)
+    add_json_option(counting)
     return parser
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import gc
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
+CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "?")  # a file name may hold a terminal's
 # Of several processes one writes: data/processes.py mutes the others and says how they end.
 muted, at_end = False, lambda status, line: status
 
@@ -29,6 +31,8 @@ class UserError(Exception):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came, with which batch systems and torchrun stop a process."""
+
+    status = EXIT_TERMINATED
 
 
 # --- messages and exit status -----------------------------------------------------------------
@@ -44,23 +48,20 @@ def printable(name: object) -> str:
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def warn(message: str) -> None:
-    """Print one line on stderr, above the progress bar where there is one."""
-    line = printable(one_line(message))
-    if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
-    else:
-        print(line, file=sys.stderr, flush=True)
+def warn(message: str, everywhere: bool = False) -> None:
+    """Print one line on stderr; of several processes only the first does, or all ``everywhere``."""
+    if everywhere or not muted:
+        write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
+        write(printable(one_line(message)).translate(CONTROLS), file=sys.stderr)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """The line that a user sees for ``error``, and the exit status."""
     if isinstance(error, UserError):
         return f"error: {error}", EXIT_ERROR
-    if isinstance(error, Terminated):
-        return "stopped by SIGTERM; nothing half-written is left", EXIT_TERMINATED
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing half-written is left", EXIT_INTERRUPTED
+        what = "stopped by SIGTERM" if isinstance(error, Terminated) else "interrupted"
+        return f"{what}; nothing half-written is left", getattr(error, "status", EXIT_INTERRUPTED)
     if isinstance(error, ModuleNotFoundError):
         return (f"error: the Python package {error.name} is missing: run `make demo` once, then "
                 "`source .venv/bin/activate`; or `pip install -r requirements.txt`"), EXIT_ERROR
@@ -75,19 +76,19 @@ def _explain_uncaught(kind, error, traceback) -> None:
     """sys.excepthook for what happens before ``run``: a missing package, Ctrl-C while importing."""
     if issubclass(kind, (ModuleNotFoundError, KeyboardInterrupt)) and not DEBUG:
         line, status = _explain(error)
-        warn(line)
+        warn(line, everywhere=True)
         sys.exit(status)
     sys.__excepthook__(kind, error, traceback)
 
 
-DEBUG = bool(os.environ.get("HW3_DEBUG"))  # show the traceback of an error that nobody foresaw
+DEBUG = os.environ.get("HW3_DEBUG", "0") not in ("", "0")  # show unforeseen tracebacks
 sys.excepthook = _explain_uncaught
 
 
 def _stop_at_once(*_) -> NoReturn:
     """Ctrl-C while a script starts: some packages' imports would swallow a KeyboardInterrupt."""
     line, status = _explain(KeyboardInterrupt())
-    warn(line)
+    warn(line, everywhere=True)
     os._exit(status)
 
 
@@ -101,6 +102,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     def terminate(*_) -> NoReturn:
         raise Terminated
     _prepare_streams()
+    gc.set_threshold(50_000, 20, 20)  # importing torch and timm is a fifth faster (docs/speed.md)
     line = ""
     try:
         if signal.getsignal(signal.SIGINT) is _stop_at_once:
@@ -117,14 +119,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if DEBUG and not isinstance(error, UserError):
             raise
         line, status = _explain(error)
-        warn(line)
+        warn(line, everywhere=True)
     try:
         sys.stdout.flush()
     except OSError:  # Python would try again as it ends, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     status = at_end(status, line)
-    # After SIGTERM, no thread is waited for that reads from a file system which hangs.
-    (os._exit if status == EXIT_TERMINATED else sys.exit)(status)
+    (os._exit if status == EXIT_TERMINATED else sys.exit)(status)  # no thread that hangs is awaited
 
 
 class _Stderr(io.TextIOWrapper):
@@ -159,9 +160,7 @@ def _prepare_streams() -> None:
 # --- command lines ------------------------------------------------------------------------------
 
 
-class _HelpFormatter(
-    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
-):
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps a script's docstring as it is written and shows each option's default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -311,10 +310,10 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
         raise UserError(f"{path} is not UTF-8 text") from None
 
 
-def progress(total: int | None, title: str, unit: str, hidden: bool = False, done: int = 0):
+def progress(total: int | None, title: str, unit: str, done: int = 0):
     """A progress bar on stderr; where stderr is a log file, a line now and then."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=title, unit=unit, disable=hidden or muted, dynamic_ncols=True,
-                initial=done, unit_scale=unit == "B",
+    return tqdm(total=total, desc=title, unit=unit, disable=muted,
+                dynamic_ncols=True, initial=done, unit_scale=unit == "B",
                 mininterval=0.2 if sys.stderr.isatty() else 20)

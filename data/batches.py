@@ -84,7 +84,7 @@ def photo_rows(
             rows = work(transform.tensor(images, compute.device)) if images else []
             yield number, (list(bad.items()), rows)
 
-    with progress(len(paths), title, "img", hidden=processes.rank > 0) as bar:
+    with progress(len(paths), title, "img") as bar:
         for number, (bad, rows) in enumerate(processes.share(-(-len(paths) // size), results)):
             places = range(number * size, min((number + 1) * size, len(paths)))
             reasons = {places[place]: reason for place, reason in bad}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,22 +51,33 @@ def names_of(paths: Sequence[Path]) -> Sequence[str]:
     return paths.names if isinstance(paths, PhotoList) else [path.name for path in paths]
 
 
-def scan(folder: Path) -> tuple[list[str], list[str]]:
-    """(names of the image files that can be read, names of images of other kinds), each sorted.
+def scan(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """(names of the image files that can be read, names of images of other kinds, names of
+    subfolders, pipes and devices that may have to do with images), each sorted.
 
-    Hidden files and subfolders are skipped; links that lead nowhere are files that cannot be read.
+    Hidden files are skipped; links that lead nowhere are files that cannot be read.
     """
-    names, left_out = [], []
+    names, left_out, no_files = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or not _is_file(entry):
+            if entry.name.startswith("."):
                 continue
             extension = os.path.splitext(entry.name)[1].lower()
-            if extension in readable_extensions():
+            if not _is_file(entry):
+                no_files += [entry.name] if _holds_image(entry) else []
+            elif extension in readable_extensions():
                 names.append(entry.name)
             elif extension in IMAGE_EXTENSIONS or kind_of(entry.path):
                 left_out.append(entry.name)
-    return sorted(names), sorted(left_out)
+    return sorted(names), sorted(left_out), sorted(no_files)
+
+
+def _holds_image(entry: os.DirEntry) -> bool:
+    """Whether something that is no file is called like an image, or is a folder with images."""
+    names = [entry.name]
+    with contextlib.suppress(OSError):  # a folder that is closed to us, a pipe
+        names += os.listdir(entry.path) if entry.is_dir() else []
+    return any(os.path.splitext(name)[1].lower() in readable_extensions() for name in names)
 
 
 def _is_file(entry: os.DirEntry) -> bool:

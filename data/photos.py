@@ -40,8 +40,8 @@ def list_images(source: str | Path, limit: int | None = None) -> PhotoList:
     the photos that a list names (``data.folders.is_list``), in its order.
 
     Links that lead nowhere are among them, since they are files that cannot be read. Images of
-    kinds that are not read are counted in one line on stderr. ``limit`` keeps that many, spread
-    evenly, since labelled folders are sorted by class.
+    kinds that are not read are counted in one line on stderr, subfolders with images in another.
+    ``limit`` keeps that many, spread evenly, since labelled folders are sorted by class.
 
     Raises UserError where there is no such folder or no image in it.
     """
@@ -54,12 +54,16 @@ def _images_in(folder: Path) -> PhotoList:
         problem = ("is a file, not a folder, and a list of photos must end in .txt"
                    if folder.exists() else "does not exist")
         raise UserError(f"image folder {folder} {problem}")
-    names, left_out = scan(folder)
+    names, left_out, no_files = scan(folder)
     about = (f"{len(left_out)} images of other kinds are left out ({', '.join(left_out[:3])}"
              f"{', …' * (len(left_out) > 3)}); convert them")
+    outside = (f"subfolders, pipes and devices are left out ({', '.join(no_files[:3])}"
+               f"{', …' * (len(no_files) > 3)}): give a folder that holds the photos themselves")
     if not names:
         raise UserError(f"no image in {folder} (looked for {kinds_read()}, not in subfolders)"
-                        + f"; {about}" * bool(left_out))
+                        + f"; {about}" * bool(left_out) + f"; {outside}" * bool(no_files))
+    if no_files:
+        warn(f"{folder}: {outside}")
     if left_out:
         warn(f"{folder}: {about} to one of the kinds that are read: {kinds_read()}")
     return PhotoList(folder, names)
@@ -107,6 +111,28 @@ def refuse_to_replace(paths: Sequence[Path], outputs: Sequence[Path]) -> None:
     for output in outputs:
         if not photos.isdisjoint(identities(output)):
             raise UserError(f"the figure {output} would replace a photo; give another --output")
+
+
+def is_png(output: str | Path) -> bool:
+    """Whether ``--output`` names a single figure, and not a folder."""
+    return Path(output).suffix.lower() == ".png" and not Path(output).is_dir()
+
+
+def figure_file(output: str | Path, name: str) -> Path:
+    """The file of the one figure that ``--output`` asks for: itself where it ends in .png, else
+    ``<name>.png`` in that folder."""
+    return Path(output) if is_png(output) else Path(output) / f"{name}.png"
+
+
+def figure_files(output: str | Path, paths: Sequence[Path], ending: str = "") -> dict[Path, Path]:
+    """{photo: its figure}: ``<stem><ending>.png`` in the folder ``output``; of one photo, where
+    ``output`` ends in .png, that file. UserError for two photos whose figures would have one name.
+    """
+    if is_png(output) and len(paths) > 1:
+        raise UserError(f"--output {output} is one figure, and {len(paths)} photos have one each; "
+                        "give a folder")
+    refuse_equal_stems(paths)
+    return {path: figure_file(output, path.stem + ending) for path in paths}
 
 
 def free_stem(stem: str, paths: Sequence[Path]) -> str:

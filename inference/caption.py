@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from data.batches import all_rows, photo_rows
 from data.compute import Compute, autocast
-from data.photos import refuse_unreadable, report_unreadable
+from data.photos import refuse_unreadable
 from data.processes import team
-from data.transform import Annotated
+from inference.options import base_options
+from inference.peft import BaseSource, open_checkpoint
 from models.captioner import Captioner, Memory
-from models.captioner_files import open_checkpoint
 from models.catr import open_catr
 from models.checkpoint import check_output, digest
 from models.decoding import Search, generate
@@ -29,13 +29,16 @@ from models.vit_gpt2 import ViTGPT2
 
 
 def open_captioner(args: argparse.Namespace) -> Captioner:
-    """The captioner of ``--checkpoint``, or of ``--model`` with its files: the options of
-    ``inference.options.add_captioner_options``."""
-    if not args.model and (args.weights or args.vocab):
-        raise UserError("--weights and --vocab go with --model catr; a checkpoint of this project "
-                        "is given with --checkpoint")
-    captioner = (open_catr(args.weights, args.vocab) if args.model
-                 else open_checkpoint(args.checkpoint))
+    """Any captioner: of a file, of a PEFT file over its base, or of ``--model`` with its files.
+    ``args`` has the options of ``inference.options.add_captioner_options``, completed."""
+    given = base_options(args)
+    if args.model and given:
+        raise UserError(f"{given[0]} names the base of a PEFT file; it does not go with --model")
+    if not args.model and (args.vocab or args.weights and not given):
+        raise UserError("--weights and --vocab go with --model catr, --weights also with "
+                        "--encoder; a checkpoint of this project is given with --checkpoint")
+    captioner = (open_catr(args.weights, args.vocab) if args.model else open_checkpoint(
+        args.checkpoint, BaseSource.from_args(args) if given else None))
     captioner.source = args.weights if args.model else args.checkpoint
     return captioner
 
@@ -55,42 +58,6 @@ def caption_work(
     """A function that writes the captions of a batch, for ``data.batches.photo_rows``."""
     captioner.to(compute.device).eval()
     return lambda images: write_captions(captioner, encode(captioner, images, compute), search)
-
-
-def written_captions(
-    captioner: Captioner, memory: Memory, search: Search
-) -> list[tuple[str, list[int]]]:
-    """The captioner's own captions and their ids, the end token included where it was written."""
-    limit = min(search.max_length or captioner.max_length, captioner.max_length)
-    return [(captioner.tokenizer.decode(ids), [*ids, captioner.tokenizer.end_id][:limit])
-            for ids in generate(captioner, memory, search)]
-
-
-def captioned_rows(
-    captioner: Captioner, paths: Sequence[Path], texts: dict[Path, tuple[str, list[int]]] | None,
-    search: Search, compute: Compute, work: Callable[[list, Memory], Sequence], unreadable: list,
-    title: str = "attention",
-) -> Iterator[Sequence]:
-    """Yield the rows that ``work`` makes of [(path, caption, its ids)] and memory, batch by batch,
-    as ``data.batches.photo_rows`` does. ``texts`` has the caption and its ids of each photo; where
-    it is None, the captioner writes them. (path, reason) of unreadable files go to ``unreadable``.
-
-    Raises UserError where no file can be read.
-    """
-    captioner.to(compute.device).eval()
-    def rows(batch) -> Sequence:
-        names, images = batch  # Annotated with the paths
-        memory = encode(captioner, images, compute)
-        captions = ([texts[path] for path in names] if texts is not None
-                    else written_captions(captioner, memory, search))
-        return work([(path, *text) for path, text in zip(names, captions, strict=True)], memory)
-
-    transform = Annotated(captioner.transform, Path)
-    for _, found, bad in photo_rows(transform, paths, compute, rows, title):
-        unreadable += [(paths[place], reason) for place, reason in bad.items()]
-        yield found
-    if len(unreadable) == len(paths):
-        report_unreadable((), unreadable)
 
 
 def caption_features(

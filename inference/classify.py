@@ -19,21 +19,33 @@ from models.checkpoint import check_output
 from models.classifier import Classifier, open_classifier
 
 
-def load_classifiers(sources: Sequence[str | Path]) -> list[Classifier]:
-    """The classifiers of ``sources``: files, ``hf:owner/name``, or timm's names with its weights.
+def load_classifiers(
+    sources: Sequence[str | Path], weights: Sequence[str | Path] | None = None,
+    averaged: bool = False, names: str | Path | None = None,
+) -> list[Classifier]:
+    """The classifiers of ``sources``: files, ``hf:owner/name``, or timm's names with its weights,
+    or with ``weights``, a file for each of them, or several for one.
 
-    Raises UserError where the first has no labels, or where not all have the same labels in the
-    same order.
+    ``averaged`` takes the averaged weights (EMA) in the files; ``names`` is a file that says what
+    the classes are called. Raises UserError where the first has no labels, or where not all have
+    the same labels in the same order.
     """
-    classifiers = [replace(open_classifier(source, pretrained=True), source=str(source))
-                   for source in sources]
+    if weights and len(sources) == 1:
+        sources = [*sources] * len(weights)
+    if weights and len(weights) != len(sources):
+        raise UserError(f"{len(weights)} --weights for {len(sources)} models; give a file for each")
+    files = weights or [None] * len(sources)
+    classifiers = [replace(open_classifier(source, not file, file, averaged),
+                           source=str(file or source)).named(names, file)
+                   for source, file in zip(sources, files, strict=True)]
     first = classifiers[0]
     if not first.classes:
-        raise UserError(f"{sources[0]} has no classes; train --model {sources[0]} gives it yours")
-    for source, classifier in zip(sources, classifiers, strict=True):
+        raise UserError(f"{first.source} has no classes; train --model {sources[0]}"
+                        f"{f' --weights {files[0]}' * bool(files[0])} gives it yours")
+    for classifier in classifiers:
         if classifier.classes != first.classes:
-            raise UserError(f"{source} and {sources[0]} have different labels; an ensemble needs "
-                            "the same labels in the same order")
+            raise UserError(f"{classifier.source} and {first.source} have different labels; an "
+                            "ensemble needs the same labels in the same order")
     return classifiers
 
 
@@ -45,14 +57,15 @@ def classify(
     blocks = photo_rows(transform, paths, compute, work, title)
     readable, probabilities, unreadable = all_rows(blocks, paths, compute)
     if not readable:
-        probabilities = np.zeros((0, len(classifier.classes)), np.float32)
-    return readable, probabilities, unreadable
+        probabilities = np.zeros((0, 1, len(classifier.classes)), np.float32)
+    return readable, probabilities[:, 0], unreadable
 
 
-def classify_with_all(
+def classify_with_each(
     classifiers: Sequence[Classifier], paths: Sequence[Path], compute: Compute
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
-    """As ``classify``, with the mean of the classifiers' probabilities.
+    """As ``classify``, with the probabilities of each classifier, (classifiers, N, classes); their
+    mean over the first axis is the ensemble's.
 
     Unreadable files are named on stderr. Raises UserError where no file is readable.
     """
@@ -60,13 +73,13 @@ def classify_with_all(
     blocks = photo_rows(transform, paths, compute, work, "classify")
     readable, probabilities, unreadable = all_rows(blocks, paths, compute)
     report_unreadable(readable, unreadable)
-    return readable, probabilities, unreadable
+    return readable, probabilities.swapaxes(0, 1), unreadable
 
 
 def probability_work(classifiers: Sequence[Classifier], compute: Compute) -> tuple[
         Transforms, Callable[[Sequence[torch.Tensor]], np.ndarray]]:
     """What ``data.batches.photo_rows`` is given: a transform, and a function that makes of a batch
-    the mean of the classifiers' probabilities (B, classes) float32."""
+    the probabilities of each classifier (B, classifiers, classes) float32."""
     models = [classifier.model.to(compute.device).eval() for classifier in classifiers]
 
     def work(images: Sequence[torch.Tensor]) -> np.ndarray:
@@ -76,6 +89,6 @@ def probability_work(classifiers: Sequence[Classifier], compute: Compute) -> tup
                 logits = model(batch)
             check_output(logits, classifier.source)
             probabilities.append(logits.float().softmax(1).cpu().numpy())
-        return np.mean(probabilities, axis=0)
+        return np.stack(probabilities, axis=1)
 
     return Transforms(tuple(classifier.transform for classifier in classifiers)), work

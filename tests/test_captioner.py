@@ -20,6 +20,7 @@ from ckpt import registry
 from data.compute import Compute
 from inference.caption import patch_features
 from inference.options import add_search_options
+from inference.peft import open_checkpoint
 from metrics.cider import CiderReward, cider
 from metrics.ngrams import Corpus
 from models import checkpoint
@@ -34,7 +35,6 @@ from models.captioner import (
 from models.captioner_files import (
     blend_captioners,
     load_captioner,
-    open_checkpoint,
     save_captioner,
 )
 from models.catr import CATR
@@ -43,7 +43,7 @@ from models.gpt2 import GPT2Config
 from models.peft import identity_of, insert, method_of, save_peft
 from models.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, train_bpe
 from models.vit_gpt2 import ViTGPT2, add_cross_attention, build_captioner
-from training.loop import parameter_groups
+from training.optimizers import parameter_groups
 
 
 @pytest.fixture(scope="module")
