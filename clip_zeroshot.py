@@ -38,7 +38,6 @@ from utils import (
     EXIT_SOME_UNREADABLE,
     UserError,
     positive_int,
-    print_some,
     printable,
     run,
     warn,
@@ -50,11 +49,17 @@ import numpy as np
 from ckpt import registry
 from data.captions import captioned_images
 from data.compute import Compute
-from data.files import check_outputs, write_csv
+from data.files import check_outputs, print_some, write_csv
 from data.labels import class_indices, labels_in_names, read_classes, read_labels
 from data.photos import figure_file, image_paths, list_images, report_unreadable
 from inference.clip import image_features, kept_image_features, open_clip, text_features
-from inference.options import BATCH_SIZES, add_json_option, add_run_options
+from inference.options import (
+    BATCH_SIZES,
+    add_images_option,
+    add_json_option,
+    add_prediction_options,
+    add_run_options,
+)
 from inference.parser import Parser
 from inference.results import of_likeliest, of_retrieval, write_result
 from inference.zeroshot import (
@@ -68,6 +73,7 @@ from inference.zeroshot import (
     said,
     template_accuracies,
     unique,
+    zero_shot_predictions,
 )
 from inference.zeroshot_page import write_zeroshot_page
 from metrics.retrieval import recall
@@ -87,17 +93,14 @@ def predict(args):
     classes, templates = read_classes(args.labels), unique(read_templates(args.template))
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
-    readable, images, unreadable = kept_image_features(clip, paths, compute, args.embeddings)
-    report_unreadable(readable, unreadable)
-    probabilities = ZeroShot(clip, classes, templates).probabilities(images)
-    labels = [list(classes)[i] for i in probabilities.argmax(1)]
-    write_csv(args.output, ["filename", "label"],
-              [[path.name, label] for path, label in zip(readable, labels, strict=True)])
-    print_some([f"{printable(path.name):24} {printable(label):>4} {printable(classes[label]):28} "
-                f"{row.max():4.0%}"
-                for path, label, row in zip(readable, labels, probabilities, strict=True)],
-               args.output)
-    return EXIT_SOME_UNREADABLE if unreadable else 0
+    zero_shot = ZeroShot(clip, classes, templates)
+    with zero_shot_predictions(args, clip, paths, zero_shot, compute) as done:
+        write_csv(args.output, ["filename", "label"],
+                  ([name, label] for name, (label, _) in done.rows()))
+        print_some((f"{printable(name):24} {printable(label):>4} {printable(classes[label]):28} "
+                    f"{share:4.0%}" for name, (label, share) in done.rows()),
+                   done.count, args.output)
+    return EXIT_SOME_UNREADABLE if done.unreadable else 0
 
 
 def evaluate(args):
@@ -260,16 +263,18 @@ def make_parser():
         command.add_argument("--template", nargs="+", metavar="T",
                              default=list(TEMPLATES) if command is evaluating else [TEMPLATE],
                              help="texts with {object} or {}; sets (course, cifar); files")
+    for command in (predicting, evaluating):
+        add_images_option(command)
+    retrieving.add_argument("--images", required=True, metavar="DIR",
+                            help="folder of photos, without its subfolders")
     for command in (predicting, evaluating, retrieving):
-        command.add_argument("--images", required=True, metavar="DIR",
-                             help="folder of photos, without its subfolders")
         command.add_argument("--embeddings", metavar="FILE.npz",
                              help="keep the photos' features here, and use them again")
     for command in (evaluating, retrieving):
         command.add_argument("--record", metavar="NAME",
                              help="write the result into the checkpoint, as measured on NAME")
         add_json_option(command, "--output")
-    predicting.add_argument("--output", required=True, metavar="CSV", help="file to write")
+    add_prediction_options(predicting, "CSV")
     evaluating.add_argument("--truth", metavar="CSV",
                             help="filename,label: the true labels (default: in the file names)")
     evaluating.add_argument("--html", metavar="FILE",

@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leave
 from utils import (
     EXIT_SOME_UNREADABLE,
     UserError,
-    print_some,
     printable,
     run,
     warn,
@@ -43,15 +42,17 @@ import numpy as np
 
 from ckpt import registry
 from data.compute import Compute
-from data.files import check_outputs, write_csv
+from data.files import check_outputs, print_some, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
 from inference.options import (
     BATCH_SIZES,
     add_command,
     add_fine_tuned_options,
+    add_images_option,
     add_json_option,
     add_names_option,
+    add_prediction_options,
     add_run_options,
 )
 from inference.parser import Parser
@@ -74,20 +75,21 @@ def predict(args):
     """The most probable label of each photo: a CSV, and the first lines on stdout."""
     paths = list_images(args.images, args.limit)
     check_outputs({"--output": args.output}, {"--images": paths, **model_files(args)})
-    from inference.classify import classify_with_each, load_classifiers  # these import torch
+    from inference.classify import load_classifiers, probability_work  # these import torch
+    from inference.predictions import label_rows, predictions
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
     classifiers = load_classifiers(args.checkpoint, args.weights, args.ema_weights, args.names)
-    readable, each, unreadable = classify_with_each(classifiers, paths, compute)
-    probabilities = each.mean(0)
-    labels = [classifiers[0].classes[i] for i in probabilities.argmax(1)]
-    write_csv(args.output, ["filename", "label"],
-              [[path.name, label] for path, label in zip(readable, labels, strict=True)])
-    print_some([f"{printable(path.name):24} {label:>4} {classifiers[0].name_of(label):28} "
-                f"{row.max():4.0%}"
-                for path, label, row in zip(readable, labels, probabilities, strict=True)],
-               args.output)
-    return EXIT_SOME_UNREADABLE if unreadable else 0
+    first = classifiers[0]
+    transform, probabilities = probability_work(classifiers, compute)
+    with predictions(args, paths, transform,
+                     lambda images: label_rows(probabilities(images).mean(1), first.classes),
+                     compute, "classify") as done:
+        write_csv(args.output, ["filename", "label"],
+                  ([name, label] for name, (label, _) in done.rows()))
+        print_some((f"{printable(name):24} {label:>4} {first.name_of(label):28} {share:4.0%}"
+                    for name, (label, share) in done.rows()), done.count, args.output)
+    return EXIT_SOME_UNREADABLE if done.unreadable else 0
 
 
 # --- eval ---------------------------------------------------------------------------------------
@@ -224,8 +226,7 @@ def make_parser():
                              "loss and accuracy on labelled photos")
     for command in (predicting, evaluating):
         add_run_options(command, None)
-        command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
-                             help="folder of photos, without its subfolders")
+        add_images_option(command, HERE / "samples")
         command.add_argument("--checkpoint", nargs="+", metavar="FILE",
                              default=list(map(str, registry.members("p1"))),
                              help="several: the mean of their probabilities")
@@ -233,8 +234,7 @@ def make_parser():
                              metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
         add_fine_tuned_options(command, several=True)
         add_names_option(command)
-    predicting.add_argument("--output", required=True, metavar="CSV",
-                            help="file to write, whole or not at all")
+    add_prediction_options(predicting, "CSV")
     evaluating.add_argument("--labels", metavar="CSV",
                             help="filename,label (default: the labels in the file names)")
     evaluating.add_argument("--figures", metavar="DIR",

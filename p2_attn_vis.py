@@ -34,7 +34,8 @@ attention.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
@@ -55,6 +56,7 @@ from data.photos import (
     refuse_to_replace,
     report_unreadable,
 )
+from data.processes import team
 from figures import maps
 from figures.page import check_count
 from figures.style import layer_name
@@ -69,8 +71,8 @@ from inference.options import (
 )
 from inference.parser import Parser
 from inference.results import of_words, write_result
-from inference.word_page import word_page
-from inference.words import END, captioned_batches, given_captions, numbers, word_maps
+from inference.word_page import word_page, word_records
+from inference.words import END, captioned_rows, given_captions, numbers, word_maps
 
 HERE = Path(__file__).resolve().parent
 
@@ -96,39 +98,52 @@ def ending(args) -> str:
     return "".join(f"_{part}" for part in parts + [f"layer{args.layer}"] * (args.layer != -1))
 
 
-def draw_all(captioner, batches: Iterable, args, figures, notes=()) -> list[dict]:
-    """Write the figure of each image of ``captioned_batches``, with ``notes`` under its title,
-    and the page of all; returns their rows for stdout."""
+def draw_batch(captioner, args, figures, notes, batch, memory) -> list[list]:
+    """Write the figure of each image of a batch, with ``notes`` under its title. Returns, for each,
+    its row for stdout, the maps in the figure, and what belongs onto the page of all."""
     source = Path(captioner.source).name
     layer = layer_name(args.layer, captioner.num_layers)
     rows, each = [], args.heads == "each"
-    with npz_writer(args.npz) as keep, word_page(args, captioner, len(figures)) as add_to_page:
-        for batch, memory in batches:
-            add_to_page(batch, memory)
-            found = word_maps(captioner, memory, [ids for *_, ids in batch], args.layer)
-            for (path, text, ids), (words, heads) in zip(batch, found, strict=True):
-                mean = heads.mean(0)
-                photo = load_image(path, (480, 480))
-                read = captioner.tokenizer.decode(ids) or "(an empty caption)"
-                about = (f"{path.name}: cross-attention, {layer}, "
-                         + ("each head" if each else f"mean of {len(heads)} heads")
-                         + f" · {source}")
-                headline = read + " …" * (words[-1] != END)
-                if args.captions:
-                    headline = f"given caption: “{headline}”"
-                maps.word_panels(photo, heads if each else mean[None],
-                                 captioner.transform.box(*photo.size), words,
-                                 [headline, about, *notes], figures[path], bool(args.captions))
-                keep(path.stem, heads if each else mean)
-                keep(f"{path.stem}.words", np.array(words))
-                described = [{"word": word, **row} for word, row
-                             in zip(words, numbers(mean), strict=True)]
-                if each:
-                    for row, *parts in zip(described, *map(numbers, heads), strict=True):
-                        row["heads"] = parts
-                rows.append({"filename": path.name, "caption": text, "grid": list(mean.shape[1:]),
-                             "words": described, "figure": str(figures[path])})
-    return rows
+    found = word_maps(captioner, memory, [ids for *_, ids in batch], args.layer)
+    for (path, text, ids), (words, heads) in zip(batch, found, strict=True):
+        mean = heads.mean(0)
+        photo = load_image(path, (480, 480))
+        read = captioner.tokenizer.decode(ids) or "(an empty caption)"
+        about = (f"{path.name}: cross-attention, {layer}, "
+                 + ("each head" if each else f"mean of {len(heads)} heads") + f" · {source}")
+        headline = read + " …" * (words[-1] != END)
+        if args.captions:
+            headline = f"given caption: “{headline}”"
+        maps.word_panels(photo, heads if each else mean[None],
+                         captioner.transform.box(*photo.size), words,
+                         [headline, about, *notes], figures[path], bool(args.captions))
+        described = [{"word": word, **row} for word, row in zip(words, numbers(mean), strict=True)]
+        if each:
+            for row, *parts in zip(described, *map(numbers, heads), strict=True):
+                row["heads"] = parts
+        rows.append([{"filename": path.name, "caption": text, "grid": list(mean.shape[1:]),
+                      "words": described, "figure": str(figures[path])}, heads if each else mean])
+    records = word_records(args, captioner, batch, memory, len(figures)) or [None] * len(rows)
+    return [[*row, record] for row, record in zip(rows, records, strict=True)]
+
+
+def draw_all(captioner, paths, texts, args, compute, unreadable, figures, notes=()) -> list[dict]:
+    """Write each image's figure, the page of all, and --npz; returns the rows for stdout."""
+    from models.decoding import Search
+
+    rows = []
+    with npz_writer(args.npz) as keep, word_page(args, captioner) as add_to_page:
+        for found in captioned_rows(captioner, paths, texts, Search.from_args(args), compute,
+                                    partial(draw_batch, captioner, args, figures, notes),
+                                    unreadable):
+            for row, grids, record in found:
+                stem = Path(row["filename"]).stem
+                keep(stem, grids)
+                keep(f"{stem}.words", np.array([word["word"] for word in row["words"]]))
+                if record:
+                    add_to_page(*record)
+                rows.append(row)
+    return team().everyone(rows)
 
 
 def draw_best_and_worst(captioner, paths, texts, args, compute, unreadable) -> dict:
@@ -138,9 +153,11 @@ def draw_best_and_worst(captioner, paths, texts, args, compute, unreadable) -> d
     references = of_images(read_captions(args.refs), paths, args.refs)
     # A CLIP that cannot be opened is an error before the work, not after it.
     scorer = clip_scorer(args.clip, Compute.from_args(args, BATCH_SIZES["clip"]))
-    search = Search.from_args(args)
-    batches = captioned_batches(captioner, paths, texts, search, compute, unreadable, "caption")
-    texts = {path: (text, ids) for batch, _ in batches for path, text, ids in batch}
+    written = captioned_rows(captioner, paths, texts, Search.from_args(args), compute,
+                             lambda batch, _: [(str(path), *text) for path, *text in batch],
+                             unreadable, "caption")
+    texts = {Path(path): (text, ids)
+             for path, text, ids in team().everyone(list(chain.from_iterable(written)))}
     if len(texts) < 2:
         raise UserError("--best-worst compares at least two images that can be read, here is one")
     scores = scorer(list(texts), [text for text, _ in texts.values()])
@@ -153,26 +170,21 @@ def draw_best_and_worst(captioner, paths, texts, args, compute, unreadable) -> d
     for kind, (path, score) in (("best", ranking[0]), ("worst", ranking[-1])):
         notes = [f"CLIPScore {score:.3f}, the {kind} of {len(ranking)} captions",
                  *(f"reference: {text}" for text in references[path])]
-        batches = captioned_batches(captioner, [path], texts, search, compute, [])
-        row, = draw_all(captioner, batches, args, best_or_worst(args, [path], kind), notes)
+        figures = best_or_worst(args, [path], kind)
+        row, = draw_all(captioner, [path], texts, args, compute, [], figures, notes)
         result[kind] = {"CLIPScore": score, "references": references[path], **row}
     return result
 
 
 def draw(captioner, paths, args, compute, unreadable) -> dict:
     """Write all figures, or those of --best-worst; returns what goes to stdout."""
-    from models.decoding import Search
-
     texts = given_captions(captioner, paths, args.captions) if args.captions else None
-    result = {"checkpoint": str(captioner.source), "layer": args.layer,
-              "heads": args.heads,
+    result = {"checkpoint": str(captioner.source), "layer": args.layer, "heads": args.heads,
               "captions": args.captions or f"the captioner's, {args.beam} beams"}
     if args.best_worst:
         return result | draw_best_and_worst(captioner, paths, texts, args, compute, unreadable)
-    batches = captioned_batches(captioner, paths, texts, Search.from_args(args), compute,
-                                unreadable)
     figures = figure_files(args.output, paths, ending(args))
-    result["images"] = draw_all(captioner, batches, args, figures)
+    result["images"] = draw_all(captioner, paths, texts, args, compute, unreadable, figures)
     warn(f"wrote {len(result['images'])} figures into {args.output}")
     return result
 

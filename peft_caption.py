@@ -40,13 +40,15 @@ from utils import EXIT_SOME_UNREADABLE, UserError, non_negative, run
 from data.captions import captioned_images, write_predictions
 from data.compute import Compute
 from data.files import check_outputs
-from data.photos import list_images, refuse_equal_stems, report_unreadable
+from data.photos import list_images, refuse_equal_stems
 from inference.options import (
     BATCH_SIZES,
     add_captioner_options,
     add_command,
+    add_images_option,
     add_json_option,
     add_peft_size_options,
+    add_prediction_options,
     add_run_options,
     add_scoring_options,
     add_search_options,
@@ -89,16 +91,16 @@ def predict(args):
     check_outputs({"--output": args.output},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--base": args.base,
                    "--decoder": args.decoder, "--weights": args.weights, "--vocab": args.vocab})
-    from inference.caption import caption_images, open_captioner
+    from inference.caption import caption_work, open_captioner
+    from inference.predictions import predictions
     from models.decoding import Search
 
     captioner = open_captioner(args)
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
-    readable, captions, unreadable = caption_images(
-        captioner, paths, Search.from_args(args), compute)
-    report_unreadable(readable, unreadable)
-    write_predictions(dict(zip(readable, captions, strict=True)), args.output)
-    return EXIT_SOME_UNREADABLE if unreadable else 0
+    captions = caption_work(captioner, Search.from_args(args), compute)
+    with predictions(args, paths, captioner.transform, captions, compute, "caption") as done:
+        write_predictions(done.rows, done.count, args.output)
+    return EXIT_SOME_UNREADABLE if done.unreadable else 0
 
 
 def evaluate(args):
@@ -177,14 +179,14 @@ def make_parser():
     predicting = add_command(commands, "predict", predict,
                              "caption a folder of photos: a JSON of stem and caption")
     evaluating = add_command(commands, "eval", evaluate, "the scores of a PEFT checkpoint")
+    add_images_option(predicting, SCENES)
+    evaluating.add_argument("--images", default=str(SCENES), metavar="DIR",
+                            help="folder of photos, without its subfolders")
     for command in (predicting, evaluating):
         add_run_options(command, None)
         add_captioner_options(command, "p2_peft")
-        command.add_argument("--images", default=str(SCENES), metavar="DIR",
-                             help="folder of photos, without its subfolders")
         add_search_options(command)
-    predicting.add_argument("--output", required=True, metavar="JSON",
-                            help="file to write, whole or not at all")
+    add_prediction_options(predicting, "JSON")
     evaluating.add_argument("--captions", required=True, metavar="JSON",
                             help="references in COCO's format, of images in --images")
     add_json_option(evaluating, "--output")

@@ -15,17 +15,24 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
-SHOWN = 20  # lines of a long result that are printed
+EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "?")  # a file name may hold a terminal's
+# Of several processes one writes: data/processes.py mutes the others and says how they end.
+muted, at_end = False, lambda status, line: status
 
 
 class UserError(Exception):
     """A problem that the user can fix. Its text is the one line that they see."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, with which batch systems and torchrun stop a process."""
+
+    status = EXIT_TERMINATED
 
 
 # --- messages and exit status -----------------------------------------------------------------
@@ -41,24 +48,11 @@ def printable(name: object) -> str:
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def first_process() -> bool:
-    """Whether this process prints: of several that torchrun started, the first one does."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
-
-
 def warn(message: str, everywhere: bool = False) -> None:
     """Print one line on stderr; of several processes only the first does, or all ``everywhere``."""
-    if everywhere or first_process():
+    if everywhere or not muted:
         write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
         write(printable(one_line(message)).translate(CONTROLS), file=sys.stderr)
-
-
-def print_some(lines: Sequence[str], output: str | Path) -> None:
-    """Print the first lines, and how many more of them the file ``output`` has."""
-    for line in lines[:SHOWN]:
-        print(printable(line).translate(CONTROLS))
-    if len(lines) > SHOWN:
-        print(f"… and {len(lines) - SHOWN} more in {printable(output)}")
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -66,7 +60,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, UserError):
         return f"error: {error}", EXIT_ERROR
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing half-written is left", EXIT_INTERRUPTED
+        what = "stopped by SIGTERM" if isinstance(error, Terminated) else "interrupted"
+        return f"{what}; nothing half-written is left", getattr(error, "status", EXIT_INTERRUPTED)
     if isinstance(error, ModuleNotFoundError):
         return (f"error: the Python package {error.name} is missing: run `make demo` once, then "
                 "`source .venv/bin/activate`; or `pip install -r requirements.txt`"), EXIT_ERROR
@@ -104,13 +99,20 @@ if (os.path.dirname(os.path.realpath(sys.argv[0])) == os.path.dirname(os.path.re
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and exit: its status, or one line on stderr and the status that fits."""
+    def terminate(*_) -> NoReturn:
+        raise Terminated
     _prepare_streams()
     gc.set_threshold(50_000, 20, 20)  # importing torch and timm is a fifth faster (docs/speed.md)
+    line = ""
     try:
         if signal.getsignal(signal.SIGINT) is _stop_at_once:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, terminate)
         status = main() or 0
         sys.stdout.flush()
+    except SystemExit as end:  # wrong usage, or --help
+        status = end.code or 0
     except BrokenPipeError:  # `script | head`: the reader has gone, which is no error of ours
         status = EXIT_ERROR
     except (Exception, KeyboardInterrupt) as error:
@@ -122,7 +124,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.stdout.flush()
     except OSError:  # Python would try again as it ends, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)
+    status = at_end(status, line)
+    (os._exit if status == EXIT_TERMINATED else sys.exit)(status)  # no thread that hangs is awaited
 
 
 class _Stderr(io.TextIOWrapper):
@@ -147,9 +150,7 @@ def _prepare_streams() -> None:
     if sys.stderr is sys.__stderr__:  # not where a test captures it
         sys.stderr = _Stderr(open(2, "wb", closefd=False), sys.stderr and sys.stderr.encoding,
                              "backslashreplace", line_buffering=True)
-    if not first_process():
-        sys.stdout = open(os.devnull, "w")
-    elif sys.stdout is None:
+    if sys.stdout is None:
         sys.stdout = sys.stderr
         warn("stdout is closed; what belongs there comes here")
     elif isinstance(sys.stdout, io.TextIOWrapper):
@@ -213,6 +214,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     mount point or in a folder that is closed to us, it is overwritten. A device, a pipe or an open
     descriptor (``/dev/stdout``) is written once, at the end.
     """
+    path = os.devnull if muted else path
     descriptor, target = open_descriptor(path), Path(os.path.realpath(path))
     beside = descriptor is None and (target.is_file() or not target.exists())
     if beside:
@@ -234,8 +236,6 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             if beside:
                 temporary.replace(target)
                 return
-        if not first_process():  # a pipe takes one result, not one of each process
-            return
         sys.stdout.flush()  # what was printed before stays before
         try:
             with (open(temporary, "rb") as source,
@@ -285,8 +285,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
     """Python's parser would silently keep the last of two equal keys."""
     result = dict(pairs)
     if len(result) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        twice = max(result, key=[key for key, _ in pairs].count)
         raise ValueError(f"the key {twice} stands twice in one object")
     return result
 
@@ -315,6 +314,6 @@ def progress(total: int | None, title: str, unit: str, done: int = 0):
     """A progress bar on stderr; where stderr is a log file, a line now and then."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=title, unit=unit, disable=not first_process(),
+    return tqdm(total=total, desc=title, unit=unit, disable=muted,
                 dynamic_ncols=True, initial=done, unit_scale=unit == "B",
                 mininterval=0.2 if sys.stderr.isatty() else 20)

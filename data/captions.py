@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from utils import UserError, print_some, printable, read_json, write_json
+from utils import UserError, printable, read_json, warn, whole_file
 
-from data.files import read_lines
-from data.photos import IMAGE_EXTENSIONS, spread
+from data.files import print_some, read_lines
+from data.formats import IMAGE_EXTENSIONS
+from data.photos import spread, stem_of
 
 # --- references ---------------------------------------------------------------------------------
 
@@ -176,10 +178,18 @@ def read_texts(path: str | Path) -> list[str]:
 # --- predictions --------------------------------------------------------------------------------
 
 
-def write_predictions(captions: dict[Path, str], output: str | Path) -> None:
-    """Write ``{"<name without its last extension>": "caption", …}`` and print the first rows."""
-    write_json({path.stem: text for path, text in captions.items()}, output)
-    print_some([f"{printable(path.name):24} {text}" for path, text in captions.items()], output)
+def write_predictions(captions: Callable[[], Iterable], count: int, output: str | Path) -> None:
+    """Write ``{"<name without its last extension>": "caption", …}`` row by row, and print the first
+    rows. ``captions()`` gives the ``count`` (name of a photo, caption), as often as it is called.
+    """
+    with whole_file(output) as temporary, open(temporary, "w", encoding="ascii") as file:
+        before = "{"
+        for name, text in captions():
+            file.write(f"{before}\n  {json.dumps(stem_of(name))}: {json.dumps(text)}")
+            before = ","
+        file.write("\n}\n")
+    warn(f"wrote {output}")
+    print_some((f"{printable(name):24} {text}" for name, text in captions()), count, output)
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:

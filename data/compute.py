@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils import UserError
+
+from data.processes import team
 
 
 def resolve_device(name: str) -> str:
@@ -46,18 +49,21 @@ class Compute:
     device: str  # cpu or cuda
     precision: str  # fp32 or bf16
     batch_size: int  # images
+    shared: bool = False  # whether the processes of torchrun share the photos between them
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, batch_sizes: dict[str, int]) -> Compute:
         """What --device, --precision and --batch-size ask for; ``batch_sizes`` has the default
         batch size of each device. Seeds torch by --seed, so that a model with random weights is
-        the same in every run."""
+        the same in every run, and gives each process of torchrun a GPU of its own."""
         import torch
 
         torch.manual_seed(args.seed)
         device = resolve_device(args.device)
+        if device == "cuda" and team().count > 1:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         return cls(device, resolve_precision(args.precision, device),
-                   args.batch_size or batch_sizes[device])
+                   args.batch_size or batch_sizes[device], shared=True)
 
 
 def autocast(device: str, precision: str):

@@ -12,10 +12,13 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
-from utils import UserError, open_descriptor, read_text, warn, write_text
+from utils import CONTROLS, UserError, open_descriptor, printable, read_text, warn, whole_file
+
+SHOWN = 20  # lines of a long result that are printed
 
 # What options name: {"--labels": "labels.csv", "--images": [path, …], "--truth": None}
 Named = Mapping[str, "str | Path | Iterable[str | Path] | None"]
@@ -30,20 +33,25 @@ def check_outputs(outputs: Named, inputs: Named) -> None:
     A folder among ``inputs`` stands for the files in it. Of a folder of photos give the photos, so
     that results may be written beside them.
     """
-    taken: dict[object, str] = {}  # identity of a file: the option that names it
-    for option, path in _each(inputs):
-        taken |= dict.fromkeys(identities(path), option)
+    taken: dict[object, tuple[str, Path]] = {}  # identity of an output: its option, its path
     for option, value in outputs.items():
         if isinstance(value, str) and (not value or value.endswith("/")):  # Path drops the slash
             raise UserError(f'"{value}" is no name of a file; give a file as {option}')
     for option, path in _each(outputs):
         check_writable(path, option)
         for identity in identities(path):
+            # Several results may go to one pipe, or where stdout goes.
+            if identity in taken and open_descriptor(path) is None:
+                raise UserError(_replaces(option, path, taken[identity][0]))
+            taken[identity] = option, path
+    for option, path in _each(inputs):  # of which there may be a million
+        for identity in identities(path):
             if identity in taken:
-                raise UserError(f"{option} {path} would replace a file that {taken[identity]} "
-                                f"names; give another {option}")
-            if open_descriptor(path) is None:  # several results may go to one pipe
-                taken[identity] = option
+                raise UserError(_replaces(*taken[identity], option))
+
+
+def _replaces(option: str, path: Path, other: str) -> str:
+    return f"{option} {path} would replace a file that {other} names; give another {option}"
 
 
 def check_writable(path: str | Path, option: str = "place") -> None:
@@ -149,12 +157,23 @@ def read_mapping(path: str | Path, key: str, value: str) -> dict[str, str]:
     return found
 
 
-def write_csv(path: str | Path, header: list[str], rows: list[list]) -> None:
-    """Write a CSV with a header line, and say its path on stderr."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(path, text.getvalue())
+def write_csv(path: str | Path, header: list[str], rows: Iterable[Sequence]) -> None:
+    """Write a CSV with a header line, row by row, and say its path on stderr."""
+    with whole_file(path) as temporary:
+        # File names that are not UTF-8 keep their bytes.
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
     warn(f"wrote {path}")
+
+
+def print_some(lines: Iterable[str], count: int, output: str | Path) -> None:
+    """Print the first of ``count`` lines, and how many more of them the file ``output`` has."""
+    for line in islice(lines, SHOWN):
+        print(printable(line).translate(CONTROLS))
+    if count > SHOWN:
+        print(f"… and {count - SHOWN} more in {printable(output)}")
 
 
 def markdown_table(header: list[str], rows: list[list]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
@@ -18,7 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from data.files import identities
-from data.formats import IMAGE_EXTENSIONS, kind_of, kinds_read, readable_extensions
+from data.folders import PhotoList, is_list, names_of, read_list, scan
+from data.formats import kind_of, kinds_read, readable_extensions
 from data.jpeg import decode_cut
 
 LARGE = 50_000_000  # pixels; a photo of more is made smaller at once, one at a time
@@ -35,8 +35,9 @@ warnings.filterwarnings("ignore", module="PIL")
 # --- folders ------------------------------------------------------------------------------------
 
 
-def list_images(folder: str | Path, limit: int | None = None) -> list[Path]:
-    """The image files directly in ``folder``, sorted by name; hidden files are skipped.
+def list_images(source: str | Path, limit: int | None = None) -> PhotoList:
+    """The image files directly in the folder ``source``, sorted by name, hidden files skipped; or
+    the photos that a list names (``data.folders.is_list``), in its order.
 
     Links that lead nowhere are among them, since they are files that cannot be read. Images of
     kinds that are not read are counted in one line on stderr, subfolders with images in another.
@@ -44,41 +45,28 @@ def list_images(folder: str | Path, limit: int | None = None) -> list[Path]:
 
     Raises UserError where there is no such folder or no image in it.
     """
-    folder = Path(folder)
+    photos = read_list(source) if is_list(source) else _images_in(Path(source))
+    return photos if limit is None else photos.subset(spread(range(len(photos)), limit))
+
+
+def _images_in(folder: Path) -> PhotoList:
     if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        problem = ("is a file, not a folder, and a list of photos must end in .txt"
+                   if folder.exists() else "does not exist")
         raise UserError(f"image folder {folder} {problem}")
-    paths, left_out, no_files = [], [], []
-    for path in sorted(folder.iterdir()):
-        dead_link = path.is_symlink() and not path.exists()
-        if path.name.startswith("."):
-            continue
-        if not (path.is_file() or dead_link):
-            no_files += [path.name] if _holds_image(path) else []
-        elif path.suffix.lower() in readable_extensions():
-            paths.append(path)
-        elif path.suffix.lower() in IMAGE_EXTENSIONS or kind_of(path):
-            left_out.append(path.name)
+    names, left_out, no_files = scan(folder)
     about = (f"{len(left_out)} images of other kinds are left out ({', '.join(left_out[:3])}"
              f"{', …' * (len(left_out) > 3)}); convert them")
     outside = (f"subfolders, pipes and devices are left out ({', '.join(no_files[:3])}"
                f"{', …' * (len(no_files) > 3)}): give a folder that holds the photos themselves")
-    if not paths:
+    if not names:
         raise UserError(f"no image in {folder} (looked for {kinds_read()}, not in subfolders)"
                         + f"; {about}" * bool(left_out) + f"; {outside}" * bool(no_files))
     if no_files:
         warn(f"{folder}: {outside}")
     if left_out:
         warn(f"{folder}: {about} to one of the kinds that are read: {kinds_read()}")
-    return spread(paths, limit)
-
-
-def _holds_image(path: Path) -> bool:
-    """Whether something that is no file is called like an image, or is a folder with images."""
-    names = [path.name]
-    with contextlib.suppress(OSError):  # a folder that is closed to us, a pipe
-        names += os.listdir(path) if path.is_dir() else []
-    return any(Path(name).suffix.lower() in readable_extensions() for name in names)
+    return PhotoList(folder, names)
 
 
 def spread(items: Sequence, count: int | None) -> list:
@@ -90,10 +78,11 @@ def spread(items: Sequence, count: int | None) -> list:
 
 
 def image_paths(words: Sequence[str | Path], limit: int | None = None) -> list[Path]:
-    """``--images FILE… | DIR``: the files as given, or the images of the one folder."""
+    """``--images FILE… | DIR | LIST``: the files as given, or the images of the one folder or
+    list."""
     paths = [Path(word) for word in words]
-    if len(paths) == 1 and not paths[0].is_file():
-        return list_images(paths[0], limit)
+    if len(paths) == 1 and (is_list(words[0]) or not paths[0].is_file()):
+        return list(list_images(words[0], limit))
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is no file; --images takes image files, or one folder")
@@ -102,11 +91,18 @@ def image_paths(words: Sequence[str | Path], limit: int | None = None) -> list[P
 
 def refuse_equal_stems(paths: Sequence[Path]) -> None:
     """UserError where two images would be written under one name."""
-    seen: dict[str, Path] = {}
-    for path in paths:
-        other = seen.setdefault(path.stem, path)
-        if other is not path:
-            raise UserError(f"{other.name} and {path.name} would both be {path.stem}; rename one")
+    seen: set[str] = set()
+    for name in names_of(paths):
+        stem = stem_of(name)
+        if stem in seen:
+            other = next(other for other in names_of(paths) if stem_of(other) == stem)
+            raise UserError(f"{other} and {name} would both be {stem}; rename one")
+        seen.add(stem)
+
+
+def stem_of(name: str) -> str:
+    """``name`` without its last extension."""
+    return name.removesuffix(Path(name).suffix)
 
 
 def refuse_to_replace(paths: Sequence[Path], outputs: Sequence[Path]) -> None:

@@ -114,11 +114,50 @@ class Transform:
                      for values in ((*self.mean, 0.0), (*self.std, 1.0)))
         return (batch.permute(0, 3, 1, 2) / 255.0 - mean) / std
 
+    def tensor(self, images: Sequence[np.ndarray], device: str):
+        """Photos as ``__call__`` leaves them -> what the model takes: (B, channels, height, width)
+        float32 on ``device``."""
+        import torch
+
+        return self.normalize(torch.from_numpy(self.batch(images)).to(device))
+
     def load(self, path: str | Path) -> np.ndarray:
         """The file's pixels as the model takes them. Raises ValueError as ``load_image`` does."""
         rows, cols = self.size
         needed = math.ceil(max(rows, cols) / self.crop_pct)
         return self(load_image(path, (needed, needed)))
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """The preprocessing of several models that see the same photos; each is done once."""
+
+    each: tuple[Transform, ...]
+
+    def load(self, path: str | Path) -> dict[Transform, np.ndarray]:
+        return {transform: transform.load(path) for transform in dict.fromkeys(self.each)}
+
+    def tensor(self, images: Sequence[dict[Transform, np.ndarray]], device: str) -> list:
+        """For each model, what it takes."""
+        made = {transform: transform.tensor([image[transform] for image in images], device)
+                for transform in images[0]}
+        return [made[transform] for transform in self.each]
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A transform that keeps ``note(path)`` of each photo, taken before its pixels are read."""
+
+    transform: Transform | Transforms
+    note: Callable[[Path], object]
+
+    def load(self, path: Path) -> tuple[object, object]:
+        return self.note(path), self.transform.load(path)
+
+    def tensor(self, images: Sequence[tuple[object, object]], device: str) -> tuple[tuple, object]:
+        """(the notes, what the transform makes of the photos)."""
+        notes, pixels = zip(*images, strict=True)
+        return notes, self.transform.tensor(pixels, device)
 
 
 # --- training samples ---------------------------------------------------------------------------

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from utils import UserError, whole_file
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from data.batches import normalized_batches
+from data.batches import all_rows, photo_rows
 from data.compute import Compute, autocast
 from data.photos import refuse_unreadable
+from data.processes import team
 from inference.options import base_options
 from inference.peft import BaseSource, open_checkpoint
 from models.captioner import Captioner, Memory
@@ -45,11 +48,16 @@ def caption_images(
     title: str = "caption",
 ) -> tuple[list[Path], list[str], list[tuple[Path, str]]]:
     """(readable paths, their captions, [(path, reason)] of the others)."""
-    readable, texts, unreadable = [], [], []
-    for names, memory in encoded_batches(captioner, paths, compute, unreadable, title):
-        readable += names
-        texts += write_captions(captioner, memory, search)
-    return readable, texts, unreadable
+    work = caption_work(captioner, search, compute)
+    return all_rows(photo_rows(captioner.transform, paths, compute, work, title), paths, compute)
+
+
+def caption_work(
+    captioner: Captioner, search: Search, compute: Compute
+) -> Callable[[Tensor], list[str]]:
+    """A function that writes the captions of a batch, for ``data.batches.photo_rows``."""
+    captioner.to(compute.device).eval()
+    return lambda images: write_captions(captioner, encode(captioner, images, compute), search)
 
 
 def caption_features(
@@ -68,22 +76,17 @@ def write_captions(captioner: Captioner, memory: Memory, search: Search) -> list
     return [captioner.tokenizer.decode(ids) for ids in generate(captioner, memory, search)]
 
 
-def encoded_batches(
-    captioner: Captioner, paths: Sequence[Path], compute: Compute, unreadable: list, title: str
-) -> Iterator[tuple[list[Path], Memory]]:
-    """Yield (paths, memory) batch by batch; (path, reason) of unreadable files go to
-    ``unreadable``.
+def encode(captioner: Captioner, images: Tensor, compute: Compute) -> Memory:
+    """What the decoder reads of a batch of images.
 
     Only the encoder runs at ``compute.precision``; the decoder runs in float32, because autocast
     would cast its weights again for every token, which costs more than bfloat16 saves.
     """
-    captioner.to(compute.device).eval()
-    for names, images in normalized_batches(captioner.transform, paths, compute, unreadable, title):
-        with torch.inference_mode(), autocast(compute.device, compute.precision):
-            memory = captioner.encode(images)
-        memory.features = memory.features.float()
-        check_output(memory.features, captioner.source)
-        yield names, memory
+    with torch.inference_mode(), autocast(compute.device, compute.precision):
+        memory = captioner.encode(images)
+    memory.features = memory.features.float()
+    check_output(memory.features, captioner.source)
+    return memory
 
 
 def patch_features(
@@ -98,15 +101,21 @@ def patch_features(
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     identity = json.dumps([digest(captioner.encoder.state_dict()), captioner.preprocessing,
                            compute.precision, files])
-    path = Path(folder) / f"features-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
-    if not path.exists():
+    name = f"features-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.npy"
+    path = Path(folder) / team().everyone(name)
+    if not team().everyone(path.exists()):
+        captioner.to(compute.device).eval()
         shape = (len(paths), captioner.encoder.patch_embed.num_patches, captioner.encoder.embed_dim)
+
+        def work(images: Tensor) -> np.ndarray:
+            return encode(captioner, images, compute).features.half().cpu().numpy()
+
         with whole_file(path) as temporary:
             features = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-            done, unreadable = 0, []
-            for names, memory in encoded_batches(captioner, paths, compute, unreadable, "encode"):
-                features[done:done + len(names)] = memory.features.half().cpu()
-                done += len(names)
-            refuse_unreadable(unreadable)
+            for places, rows, bad in photo_rows(
+                    captioner.transform, paths, replace(compute, shared=True), work, "encode"):
+                refuse_unreadable([(paths[place], reason) for place, reason in bad.items()])
+                features[places] = rows
             features.flush()
+        team().everyone(None)  # the others wait until the file is there
     return np.load(path, mmap_mode="r")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +11,12 @@ from utils import UserError
 import numpy as np
 import torch
 
-from data.batches import normalized_batches
+from data.batches import Unreadable, all_rows, photo_rows
 from data.compute import Compute, autocast
 from data.photos import report_unreadable
+from data.transform import Transforms
 from models.checkpoint import check_output
 from models.classifier import Classifier, open_classifier
-
-Unreadable = list[tuple[Path, str]]  # files that could not be read, and why
 
 
 def load_classifiers(
@@ -54,17 +53,12 @@ def classify(
     classifier: Classifier, paths: Sequence[Path], compute: Compute, title: str = "classify"
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
     """(readable paths, their (N, classes) float32 probabilities, the other paths with reasons)."""
-    model = classifier.model.to(compute.device).eval()
-    readable, rows, unreadable = [], [], []
-    for names, images in normalized_batches(
-            classifier.transform, paths, compute, unreadable, title):
-        with torch.inference_mode(), autocast(compute.device, compute.precision):
-            logits = model(images)
-        check_output(logits, classifier.source)
-        rows.append(logits.float().softmax(1).cpu().numpy())
-        readable += names
-    none = np.zeros((0, len(classifier.classes)), np.float32)
-    return readable, np.concatenate([none, *rows]), unreadable
+    transform, work = probability_work([classifier], compute)
+    blocks = photo_rows(transform, paths, compute, work, title)
+    readable, probabilities, unreadable = all_rows(blocks, paths, compute)
+    if not readable:
+        probabilities = np.zeros((0, 1, len(classifier.classes)), np.float32)
+    return readable, probabilities[:, 0], unreadable
 
 
 def classify_with_each(
@@ -75,7 +69,26 @@ def classify_with_each(
 
     Unreadable files are named on stderr. Raises UserError where no file is readable.
     """
-    results = [classify(classifier, paths, compute) for classifier in classifiers]
-    readable, _, unreadable = results[0]
+    transform, work = probability_work(classifiers, compute)
+    blocks = photo_rows(transform, paths, compute, work, "classify")
+    readable, probabilities, unreadable = all_rows(blocks, paths, compute)
     report_unreadable(readable, unreadable)
-    return readable, np.stack([probabilities for _, probabilities, _ in results]), unreadable
+    return readable, probabilities.swapaxes(0, 1), unreadable
+
+
+def probability_work(classifiers: Sequence[Classifier], compute: Compute) -> tuple[
+        Transforms, Callable[[Sequence[torch.Tensor]], np.ndarray]]:
+    """What ``data.batches.photo_rows`` is given: a transform, and a function that makes of a batch
+    the probabilities of each classifier (B, classifiers, classes) float32."""
+    models = [classifier.model.to(compute.device).eval() for classifier in classifiers]
+
+    def work(images: Sequence[torch.Tensor]) -> np.ndarray:
+        probabilities = []
+        for classifier, model, batch in zip(classifiers, models, images, strict=True):
+            with torch.inference_mode(), autocast(compute.device, compute.precision):
+                logits = model(batch)
+            check_output(logits, classifier.source)
+            probabilities.append(logits.float().softmax(1).cpu().numpy())
+        return np.stack(probabilities, axis=1)
+
+    return Transforms(tuple(classifier.transform for classifier in classifiers)), work

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +16,16 @@ from utils import UserError, warn
 
 import numpy as np
 
-from data.batches import normalized_batches
+from data.batches import Unreadable, all_rows, photo_rows
 from data.compute import Compute, autocast
 from data.files import check_writable, file_stamp
+from data.processes import team
 from inference.arrays import npz_writer
 
 if TYPE_CHECKING:
-    from models.clip import Clip
+    import torch
 
-Unreadable = list[tuple[Path, str]]  # files that are no readable photo, and the reasons
+    from models.clip import Clip
 
 
 def open_clip(source: str | Path) -> Clip:
@@ -44,12 +45,19 @@ def image_features(
 
     ``clip`` is on ``compute.device``; ``title`` is that of the progress bar.
     """
-    readable, rows, unreadable = [], [], []
-    for names, images in normalized_batches(clip.transform, paths, compute, unreadable, title):
+    work = feature_work(clip, compute)
+    blocks = photo_rows(clip.transform, paths, compute, work, title)
+    readable, features, unreadable = all_rows(blocks, paths, compute)
+    return readable, features if readable else np.zeros((0, 0), np.float32), unreadable
+
+
+def feature_work(clip: Clip, compute: Compute) -> Callable[[torch.Tensor], np.ndarray]:
+    """A function that makes the features (B, D) of a batch, for ``data.batches.photo_rows``."""
+    def work(images: torch.Tensor) -> np.ndarray:
         with autocast(compute.device, compute.precision):
-            rows.append(clip.encode_image(images).cpu().numpy())
-        readable += names
-    return readable, np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), unreadable
+            return clip.encode_image(images).cpu().numpy()
+
+    return work
 
 
 def kept_image_features(
@@ -70,24 +78,36 @@ def kept_image_features(
     about = {"model": clip.identity, "precision": compute.precision,
              "files": [[path.name, *file_stamp(path)] for path in paths]}
     by_name = {path.name: path for path in paths}
-    kept = _read_npz(file)
-    of_others = kept is not None and not {"filenames", "features", "about"} <= set(kept)
-    if of_others or kept is None and not _may_be_npz(Path(file)):
-        raise UserError(f"{file} holds other arrays than embeddings; give --embeddings another "
-                        "file name")
-    if kept is not None:
-        before = json.loads(str(kept["about"]))
-        unreadable = before.pop("unreadable")
-        if before == about:
-            warn(f"read the embeddings of {len(paths)} images from {file}")
-            return ([by_name[name] for name in kept["filenames"].tolist()], kept["features"],
-                    [(by_name[name], reason) for name, reason in unreadable])
+    if len(by_name) < len(paths):
+        raise UserError("two of the photos have one name, by which --embeddings keeps them; rename "
+                        "one, or leave --embeddings out")
+    found = team().everyone(_kept_features(file, about) if team().rank == 0 else None)
+    if found:
+        names, features, bad = found
+        warn(f"read the embeddings of {len(paths)} images from {file}")
+        return ([by_name[name] for name in names], features,
+                [(by_name[name], reason) for name, reason in bad])
     readable, features, unreadable = image_features(clip, paths, compute)
     about["unreadable"] = [[path.name, reason] for path, reason in unreadable]
     _write_npz(file, filenames=np.array([path.name for path in readable], dtype=np.str_),
                features=features, about=np.array(json.dumps(about)))
     warn(f"wrote {file}")
     return readable, features, unreadable
+
+
+def _kept_features(file: str | Path, about: dict) -> tuple[list[str], np.ndarray, list] | None:
+    """(names, features, [(name, reason)] of unreadable files) of ``file``; None where it holds no
+    features, or others than those that ``about`` describes."""
+    kept = _read_npz(file)
+    of_others = kept is not None and not {"filenames", "features", "about"} <= set(kept)
+    if of_others or kept is None and not _may_be_npz(Path(file)):
+        raise UserError(f"{file} holds other arrays than embeddings; give --embeddings another "
+                        "file name")
+    if kept is None:
+        return None
+    before = json.loads(str(kept["about"]))
+    unreadable = before.pop("unreadable")
+    return (kept["filenames"].tolist(), kept["features"], unreadable) if before == about else None
 
 
 # --- texts --------------------------------------------------------------------------------------

@@ -45,6 +45,23 @@ def add_run_options(
     group.add_argument("--seed", type=natural, default=0, help="seed of every random choice")
 
 
+def add_images_option(parser: argparse.ArgumentParser, default: object = None) -> None:
+    """--images of commands that take any number of photos; required without a ``default``."""
+    parser.add_argument("--images", required=default is None, default=default and str(default),
+                        metavar="DIR|LIST",
+                        help="folder of photos, without its subfolders; or a file that ends in "
+                             ".txt, with a path on each line; or - for such lines on stdin")
+
+
+def add_prediction_options(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Where ``inference.predictions`` writes; ``kind`` is the format."""
+    parser.add_argument("--output", required=True, metavar=kind,
+                        help="file to write, whole or not at all")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on after a run that was stopped: keep its rows, which are in "
+                             "OUTPUT.part, of photos that are unchanged")
+
+
 def add_fine_tuned_options(group: argparse._ActionsContainer, several: bool = False) -> None:
     """A model of timm's with weights that any training left: behind ``open_classifier``."""
     group.add_argument("--weights", metavar="FILE", nargs="+" if several else None,

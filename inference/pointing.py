@@ -16,7 +16,7 @@ from data.files import markdown_table
 from data.photos import load_image
 from data.transform import Transform
 from figures.style import layer_name
-from inference.caption import encoded_batches
+from inference.caption import encode
 from inference.words import END, word_maps
 from metrics import pointing
 from models import attention as A
@@ -40,7 +40,10 @@ def point_words(
     write "a <name>"; of a name of several words, and of several heads, the mean map counts."""
     names = [layer_name(layer, captioner.num_layers) for layer in range(captioner.num_layers)]
     points: Points = {name: [] for name in names}
-    for paths, memory in encoded_batches(captioner, list(boxes), compute, unreadable, "pointing"):
+    captioner.to(compute.device).eval()
+    for paths, images in normalized_batches(
+            captioner.transform, list(boxes), compute, unreadable, "pointing"):
+        memory = encode(captioner, images, compute)
         asked = [(row, kind) for row, path in enumerate(paths) for kind in boxes[path]]
         rows = [row for row, _ in asked]
         repeated = Memory(memory.features[rows], [memory.grids[row] for row in rows],

@@ -24,7 +24,7 @@ from metrics.captions import NAMES, score_captions
 from metrics.clipscore import WEIGHT, clipscore, mean_interval
 
 if TYPE_CHECKING:
-    from inference.clip import Unreadable
+    from data.batches import Unreadable
     from models.captioner import Captioner
     from models.clip import Clip
     from models.decoding import Search

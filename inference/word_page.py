@@ -27,33 +27,41 @@ Written = tuple[str, list[int]]  # a caption, and its ids with the end token
 
 @contextlib.contextmanager
 def word_page(
-    args: argparse.Namespace, captioner: Captioner, photos: int
-) -> Iterator[Callable[[list[tuple[Path, str, list[int]]], Memory], None]]:
-    """Yield ``add(batch, memory)``, which puts each image of a batch, as (path, caption, its ids),
-    onto the page ``args.html`` of ``photos`` images. Without ``args.html`` nothing is done.
-
-    Captions of ``args.captions`` stand beside those that the captioner writes itself.
-    """
+    args: argparse.Namespace, captioner: Captioner
+) -> Iterator[Callable[[dict, dict], None]]:
+    """Yield a function that puts an entry and a record of ``word_records`` onto the page
+    ``args.html``. Without ``args.html`` there is no page."""
     if args.html is None:
-        yield lambda batch, memory: None
+        yield lambda entry, record: None
         return
-    from models.decoding import Search
-
     about = {"layers": captioner.num_layers, "layer": args.layer % captioner.num_layers,
              "given": args.captions is not None}
     with page.html_page(args.html, "words", about) as write:
-        def add(batch: list[tuple[Path, str, list[int]]], memory: Memory) -> None:
-            for place, (path, *text) in enumerate(batch):
-                one = replace(memory, features=memory.features[place:place + 1],
-                              grids=memory.grids[place:place + 1],
-                              mask=None if memory.mask is None else memory.mask[place:place + 1])
-                captions = {"written by the model": text}
-                if args.captions:
-                    own, = written_captions(captioner, one, Search.from_args(args))
-                    captions = {"given": text, "written by the model": own}
-                write(*_word_record(captioner, path, captions, one, photos))
+        yield write
 
-        yield add
+
+def word_records(
+    args: argparse.Namespace, captioner: Captioner, batch: list[tuple[Path, str, list[int]]],
+    memory: Memory, photos: int,
+) -> list[tuple[dict, dict]]:
+    """(entry, record) of each image of a batch, as (path, caption, its ids), for a page of
+    ``photos`` images; [] without ``args.html``.
+
+    Captions of ``args.captions`` stand beside those that the captioner writes itself.
+    """
+    from models.decoding import Search
+
+    records = []
+    for place, (path, *text) in enumerate(batch if args.html else ()):
+        one = replace(memory, features=memory.features[place:place + 1],
+                      grids=memory.grids[place:place + 1],
+                      mask=None if memory.mask is None else memory.mask[place:place + 1])
+        captions = {"written by the model": text}
+        if args.captions:
+            own, = written_captions(captioner, one, Search.from_args(args))
+            captions = {"given": text, "written by the model": own}
+        records.append(_word_record(captioner, path, captions, one, photos))
+    return records
 
 
 def _word_record(

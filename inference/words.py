@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +10,11 @@ from utils import warn
 
 import numpy as np
 
+from data.batches import photo_rows
 from data.captions import of_images, read_predictions
 from data.compute import Compute
 from data.photos import report_unreadable
+from data.transform import Annotated
 
 END = "<end>"
 Texts = dict[Path, tuple[str, list[int]]]  # each image's caption, and its ids with the end token
@@ -40,21 +42,32 @@ def given_captions(captioner, paths: Sequence[Path], file: str | Path) -> Texts:
     return texts
 
 
-def captioned_batches(
+def captioned_rows(
     captioner, paths: Sequence[Path], texts: Texts | None, search, compute: Compute,
-    unreadable: list, title: str = "attention",
-) -> Iterator[tuple[list[tuple[Path, str, list[int]]], object]]:
-    """Yield ([(path, caption, its ids)], memory) batch by batch. Where ``texts`` is None, the
-    captioner writes the captions. (path, reason) of unreadable files go to ``unreadable``.
+    work: Callable[[list[tuple[Path, str, list[int]]], object], Sequence], unreadable: list,
+    title: str = "attention",
+) -> Iterator[Sequence]:
+    """Yield the rows that ``work`` makes of [(path, caption, its ids)] and memory, batch by batch,
+    as ``data.batches.photo_rows`` does. Where ``texts`` is None, the captioner writes the captions.
+    (path, reason) of unreadable files go to ``unreadable``.
 
     Raises UserError where no file can be read.
     """
-    from inference.caption import encoded_batches
+    from inference.caption import encode
 
-    for names, memory in encoded_batches(captioner, paths, compute, unreadable, title):
-        batch = ([texts[path] for path in names] if texts is not None
-                 else written_captions(captioner, memory, search))
-        yield [(path, *text) for path, text in zip(names, batch, strict=True)], memory
+    captioner.to(compute.device).eval()
+
+    def rows(batch) -> Sequence:
+        names, images = batch  # Annotated with the paths
+        memory = encode(captioner, images, compute)
+        captions = ([texts[path] for path in names] if texts is not None
+                    else written_captions(captioner, memory, search))
+        return work([(path, *text) for path, text in zip(names, captions, strict=True)], memory)
+
+    transform = Annotated(captioner.transform, Path)
+    for _, found, bad in photo_rows(transform, paths, compute, rows, title):
+        unreadable += [(paths[place], reason) for place, reason in bad.items()]
+        yield found
     if len(unreadable) == len(paths):
         report_unreadable((), unreadable)
 

@@ -6,8 +6,10 @@ Needs no torch to import, so that a script checks its templates before torch is 
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +17,13 @@ from utils import UserError, printable
 
 import numpy as np
 
+from data.compute import Compute
 from data.files import markdown_table, read_lines
-from data.photos import load_image
-from inference.clip import text_features
+from data.folders import PhotoList
+from data.photos import load_image, report_unreadable
+from inference.clip import feature_work, kept_image_features, text_features
 from inference.parser import understood
+from inference.predictions import Predicted, label_rows, predictions
 from metrics import accuracy
 
 if TYPE_CHECKING:
@@ -113,6 +118,31 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """(N, classes) -> (N, classes), rows sum to 1; large logits do not overflow."""
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
+
+
+@contextlib.contextmanager
+def zero_shot_predictions(
+    args: argparse.Namespace, clip: Clip, photos: PhotoList, zero_shot: ZeroShot, compute: Compute
+) -> Iterator[Predicted]:
+    """As ``predictions``, the label and its probability for each photo; with ``args.embeddings``
+    from features that are kept."""
+    labels = list(zero_shot.classes)
+    if args.embeddings is None:
+        features = feature_work(clip, compute)
+        with predictions(args, photos, clip.transform,
+                         lambda images: label_rows(zero_shot.probabilities(features(images)),
+                                                   labels), compute, "encode") as done:
+            yield done
+        return
+    if args.resume:
+        raise UserError("--resume does not go with --embeddings, which keeps features for all "
+                        "photos; give one of them")
+    readable, images, unreadable = kept_image_features(clip, photos, compute, args.embeddings)
+    report_unreadable(readable, unreadable)
+    lost = {path for path, _ in unreadable}
+    names = [name for name, path in zip(photos.names, photos, strict=True) if path not in lost]
+    rows = label_rows(zero_shot.probabilities(images), labels)
+    yield Predicted(lambda: zip(names, rows, strict=True), len(rows), unreadable)
 
 
 # --- accuracy of templates ----------------------------------------------------------------------

@@ -17,11 +17,12 @@ from fixtures.deterministic_fill import fill
 from makers_files import coco, write
 from PIL import Image
 
+from data.batches import normalized_batches
 from data.compute import Compute
 from data.photos import list_images
 from data.transform import Transform
 from figures import maps
-from inference.caption import encoded_batches
+from inference.caption import encode
 from models import catr as catr_module
 from models.captioner_files import load_captioner, save_captioner
 from models.catr import CATR, CATRConfig, open_catr
@@ -87,7 +88,8 @@ def paths(files):
 def encoded(catr, paths):
     """The memory of photos in one batch."""
     compute = Compute("cpu", "fp32", len(paths))
-    (_, memory), = encoded_batches(catr, paths, compute, [], "encode")
+    (_, images), = normalized_batches(catr.transform, paths, compute, [], "encode")
+    memory = encode(catr.eval(), images, compute)
     return memory
 
 

@@ -10,8 +10,6 @@ import subprocess
 import sys
 from functools import partial
 
-from utils import print_some
-
 import numpy as np
 import pytest
 import torch
@@ -30,6 +28,7 @@ from conftest import (
 from PIL import Image
 
 import p1_vit_classify
+from data.files import print_some
 from data.photos import list_images
 from metrics import accuracy
 from models.classifier import load_classifier
@@ -99,9 +98,9 @@ def test_file_names_that_are_not_utf8_survive(tmp_path, checkpoint, here):
 
 
 def test_a_long_list_is_printed_in_part(capsys):
-    print_some([f"line {number}" for number in range(20)], "out.csv")
+    print_some([f"line {number}" for number in range(20)], 20, "out.csv")
     assert capsys.readouterr().out.splitlines() == [f"line {number}" for number in range(20)]
-    print_some([f"caf\udce9 {number}" for number in range(23)], "out.csv")
+    print_some((f"caf\udce9 {number}" for number in range(23)), 23, "out.csv")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "caf\ufffd 0" and lines[19:] == [
         "caf\ufffd 19", "… and 3 more in out.csv"]
@@ -344,7 +343,7 @@ def test_sweep_makes_one_table_and_one_figure(tmp_path):
 @pytest.mark.parametrize("words, status, message", [
     ([], 2, "COMMAND"),
     (["predict"], 2, "--output"),
-    (["predict", "--output", "o.csv", "--resume"], 2, "--resume"),
+    (["predict", "--output", "o.csv", "--vary", "lr=1"], 2, "--vary"),
     (["predict", "--output", "o.csv", "--batch-size", "0"], 2,
      "--batch-size: must be a whole number"),
     (["train", "--train", "x"], 2, "--out"),
@@ -438,7 +437,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path, checkpoint):
     rest = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130
     assert "interrupted" in rest and "Traceback" not in rest
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "o.csv").exists()
 
 
 def test_a_missing_package_is_named_in_one_line(tmp_path):

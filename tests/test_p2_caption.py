@@ -170,9 +170,10 @@ def test_clipscore_is_over_the_photos_that_can_be_read(tmp_path, photos, caption
 
 
 def test_the_first_twenty_captions_are_printed(tmp_path, capsys):
-    captions = {Path("photos") / f"{number}.a.png": f"caption {number}" for number in range(23)}
-    write_predictions(captions, tmp_path / "o.json")
-    assert json.loads((tmp_path / "o.json").read_text())["22.a"] == "caption 22"
+    captions = {f"{number}.a.png": f"caption {number}" for number in range(23)}
+    write_predictions(captions.items, 23, tmp_path / "o.json")
+    assert (tmp_path / "o.json").read_text() == json.dumps(
+        {name.removesuffix(".png"): text for name, text in captions.items()}, indent=2) + "\n"
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 21 and lines[19].split(maxsplit=1) == ["19.a.png", "caption 19"]
     assert lines[20] == f"… and 3 more in {tmp_path / 'o.json'}"
