@@ -33,16 +33,15 @@ import random
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 from utils import (
     EXIT_SOME_UNREADABLE,
-    ArgumentParser,
     UserError,
     positive_int,
     print_some,
     printable,
     run,
     warn,
-    write_json,
     write_text,
 )
 
@@ -51,19 +50,26 @@ import numpy as np
 from ckpt import registry
 from data.captions import captioned_images
 from data.compute import Compute
-from data.files import check_outputs, markdown_table, write_csv
+from data.files import check_outputs, write_csv
 from data.labels import class_indices, labels_in_names, read_classes, read_labels
-from data.photos import image_paths, list_images, load_image, report_unreadable
+from data.photos import figure_file, image_paths, list_images, report_unreadable
 from inference.clip import image_features, kept_image_features, open_clip, text_features
-from inference.options import BATCH_SIZES, add_run_options
+from inference.options import BATCH_SIZES, add_json_option, add_run_options
+from inference.parser import Parser
+from inference.results import of_likeliest, of_retrieval, write_result
 from inference.zeroshot import (
     TEMPLATE,
     TEMPLATES,
     ZeroShot,
+    accuracy_table,
+    best_five,
+    panel,
     read_templates,
+    said,
     template_accuracies,
     unique,
 )
+from inference.zeroshot_page import write_zeroshot_page
 from metrics.retrieval import recall
 from training.options import add_clip_pairs_training, add_clip_words_training
 
@@ -98,7 +104,8 @@ def evaluate(args):
     paths = list_images(args.images, args.limit)
     classes, groups = read_classes(args.labels), read_templates(args.template)
     check_recording(args)
-    check_outputs({"--output": args.output, "--table": args.table, "--embeddings": args.embeddings},
+    check_outputs({"--json": args.json, "--table": args.table, "--embeddings": args.embeddings,
+                   "--html": args.html},
                   {"--images": paths, "--labels": args.labels, "--truth": args.truth,
                    "--model": args.model, "--template": args.template})
     targets = class_indices(read_labels(paths, args.truth, classes), classes,
@@ -108,17 +115,19 @@ def evaluate(args):
     readable, images, unreadable = kept_image_features(clip, paths, compute, args.embeddings)
     report_unreadable(readable, unreadable)
     target_of = dict(zip(paths, targets, strict=True))
-    rows = template_accuracies(ZeroShot(clip, classes, unique(groups)), images,
-                               np.array([target_of[path] for path in readable]), groups)
+    zero_shot = ZeroShot(clip, classes, unique(groups))
+    targets = np.array([target_of[path] for path in readable])
+    rows = template_accuracies(zero_shot, images, targets, groups)
+    if args.html:
+        write_zeroshot_page(args.html, zero_shot, readable, images, targets, groups, rows)
     table = accuracy_table(rows)
-    print(table, file=sys.stderr)
     if args.table:
         write_text(args.table, table)
         warn(f"wrote {args.table}")
     result = {"rows": rows, **provenance(clip, classes, compute, args), "images": str(args.images),
               "unreadable": len(unreadable)}
     record(args, result, ("rows", "precision"))
-    write_json(result, args.output)
+    write_result(result, table.splitlines(), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
@@ -131,8 +140,10 @@ def top5(args):
     if len({path.name for path in paths}) < len(paths):
         raise UserError("two of the images have one name, by which the result names them; "
                         "rename one")
-    check_outputs({"--output": args.output}, {"--images": paths, "--labels": args.labels,
-                                              "--model": args.model, "--template": args.template})
+    figure = figure_file(args.output, "top5")
+    check_outputs({"--output": figure, "--json": args.json},
+                  {"--images": paths, "--labels": args.labels, "--model": args.model,
+                   "--template": args.template})
     classes, templates = read_classes(args.labels), unique(read_templates(args.template))
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
@@ -144,21 +155,22 @@ def top5(args):
     charts.top_classes(
         [panel(path, row, classes, true) for path, row, true in zip(
             readable, probabilities, labels_in_names(readable, classes), strict=True)],
-        f"probability (%): softmax over {len(classes)} classes, logit scale {clip.logit_scale:.1f}",
-        args.output)
-    warn(f"wrote {args.output}")
+        f"probability (%) of {said(templates)}\nsoftmax over {len(classes)} classes, logit scale "
+        f"{clip.logit_scale:.1f} · {printable(Path(clip.name).name)}", figure)
+    warn(f"wrote {figure}")
     labels = list(classes)
-    write_json({"images": {path.name: [{"label": labels[i], "name": classes[labels[i]],
-                                        "probability": float(row[i])} for i in best_five(row)]
-                           for path, row in zip(readable, probabilities, strict=True)},
-                **provenance(clip, classes, compute, args), "templates": templates})
+    result = {"images": {path.name: [{"label": labels[i], "name": classes[labels[i]],
+                                      "probability": float(row[i])} for i in best_five(row)]
+                         for path, row in zip(readable, probabilities, strict=True)},
+              **provenance(clip, classes, compute, args), "templates": templates}
+    write_result(result, of_likeliest(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
 def retrieve(args):
     photos = captioned_images(args.images, args.captions, args.limit)
     check_recording(args)
-    check_outputs({"--output": args.output, "--embeddings": args.embeddings},
+    check_outputs({"--json": args.json, "--embeddings": args.embeddings},
                   {"--images": list(photos), "--captions": args.captions, "--model": args.model})
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
@@ -171,7 +183,7 @@ def retrieve(args):
               "captions": len(texts), "model": clip.name, "precision": compute.precision,
               "unreadable": len(unreadable)}
     record(args, result, ("recall", "images", "captions", "precision"))
-    write_json(result, args.output)
+    write_result(result, of_retrieval(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
@@ -212,40 +224,6 @@ def provenance(clip, classes, compute, args):
             "labels": str(args.labels), "device": compute.device, "precision": compute.precision}
 
 
-def best_five(row):
-    """Indices of the five largest probabilities, the largest first."""
-    return np.argsort(-row, kind="stable")[:5]
-
-
-def panel(path, row, classes, true):
-    """A panel of ``charts.top_classes``: the photo, its title, and names, probabilities and
-    correctness of the five likeliest classes. ``true`` is the label in the file's name."""
-    labels, best = list(classes), best_five(row)
-    title = printable(path.name)
-    if true in classes:
-        title += f"\ntrue: {printable(classes[true])}"
-        rank = int((row > row[labels.index(true)]).sum()) + 1
-        if rank > len(best):
-            title += f" (rank {rank})"
-    return (load_image(path), title, [printable(classes[labels[i]]) for i in best], row[best],
-            [labels[i] == true for i in best])
-
-
-def accuracy_table(rows):
-    """The rows of ``template_accuracies`` as a Markdown table; names inside and outside ImageNet
-    have columns of their own where there are photos of both."""
-    parts = [part for part in ("inside_imagenet", "outside_imagenet") if part in rows[0]]
-    header = ["template", "accuracy", "95 % interval"]
-    if len(parts) == 2:
-        header += ["names in ImageNet", "95 %", "others", "95 %"]
-    lines = []
-    for row in rows:
-        shown = [row, *(row[part] for part in parts)] if len(parts) == 2 else [row]
-        lines.append([row["template"].replace("|", "\\|")])
-        for summary in shown:
-            low, high = summary["accuracy_95"]
-            lines[-1] += [f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}"]
-    return markdown_table(header, lines)
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -261,7 +239,7 @@ COMMANDS = {
 
 
 def make_parser():
-    parser = ArgumentParser(prog="clip_zeroshot.py", description=__doc__)
+    parser = Parser(prog="clip_zeroshot.py", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands = {}
     for name, (function, text) in COMMANDS.items():
@@ -290,10 +268,12 @@ def make_parser():
     for command in (evaluating, retrieving):
         command.add_argument("--record", metavar="NAME",
                              help="write the result into the checkpoint, as measured on NAME")
-        command.add_argument("--output", metavar="JSON", help="file to write instead of stdout")
+        add_json_option(command, "--output")
     predicting.add_argument("--output", required=True, metavar="CSV", help="file to write")
     evaluating.add_argument("--truth", metavar="CSV",
                             help="filename,label: the true labels (default: in the file names)")
+    evaluating.add_argument("--html", metavar="FILE",
+                            help="also write a page with each photo and its answers")
     evaluating.add_argument("--table", metavar="FILE", help="also write the table, as Markdown")
     retrieving.add_argument("--captions", required=True, metavar="JSON",
                             help="the photos' captions, in COCO's format")
@@ -301,7 +281,9 @@ def make_parser():
                          metavar="PATH", help="image files, or one folder")
     drawing.add_argument("--sample", type=positive_int, metavar="N",
                          help="draw N of the images at random, by --seed")
-    drawing.add_argument("--output", required=True, metavar="PNG", help="figure to write")
+    drawing.add_argument("--output", required=True, metavar="PNG|DIR",
+                         help="figure to write; top5.png in a folder")
+    add_json_option(drawing)
     add_clip_words_training(commands["words"])
     add_clip_pairs_training(commands["train"])
     return parser

@@ -20,16 +20,23 @@ pairs: where the first two are clearly larger, the cross is there, even if it is
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from pathlib import Path
 
-from utils import ArgumentParser, UserError, run, warn, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import UserError, run, warn
 
 import numpy as np
 
 from ckpt import registry
 from data.files import check_outputs
+from data.photos import figure_file
 from figures import maps
 from inference.arrays import npz_writer
+from inference.options import add_fine_tuned_options, add_json_option
+from inference.parser import Parser
+from inference.results import of_positions, write_result
 
 # --- compute ------------------------------------------------------------------------------------
 
@@ -70,23 +77,37 @@ def structure(similarity: np.ndarray, grid: tuple[int, int]) -> dict:
 # --- commands -----------------------------------------------------------------------------------
 
 
-def read_embeddings(sources, pretrained, weights):
-    """{name of each source: ((patches, C), (rows, cols))}."""
-    from models.positions import position_embedding, sincos2d  # imports torch
+def names_apart(sources: list[str]) -> list[str]:
+    """A name of its own for each source: of a file its stem, and as much of its path as tells it
+    from the others."""
+    paths = [Path(source).absolute() if Path(source).is_file() else None for source in sources]
+    names = [path.stem if path else source for path, source in zip(paths, sources, strict=True)]
+    for length in range(1, max(len(path.parts) if path else 1 for path in paths)):
+        count = Counter(names)
+        names = ["/".join(path.parts[-length:]) if path and count[name] > 1 else name
+                 for path, name in zip(paths, names, strict=True)]
+    return names
+
+
+def read_embeddings(sources, pretrained, weights, averaged):
+    """{name of each source: ((patches, C), (rows, cols))}; ``weights`` are for timm's names."""
+    from models.hub import local_file  # these import torch
+    from models.positions import position_embedding, sincos2d
 
     embeddings = {}
-    for source in sources:
+    for source, name in zip(sources, names_apart(sources), strict=True):
         if source == "sincos2d":
             first, grid = next(iter(embeddings.values()), (np.zeros((196, 192)), (14, 14)))
-            embeddings[source] = sincos2d(first.shape[1], grid), grid
+            embeddings[name] = sincos2d(first.shape[1], grid), grid
         else:
-            name = Path(source).stem if Path(source).is_file() else source
-            embeddings[name] = position_embedding(source, pretrained, weights)
+            named = local_file(source) is None
+            embeddings[name] = position_embedding(
+                source, pretrained, weights if named else None, averaged)
     return embeddings
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p1_pos_embed_vis.py", description=__doc__)
+    parser = Parser(prog="p1_pos_embed_vis.py", description=__doc__)
     parser.add_argument("--model", action="append", default=[], metavar="NAME|FILE",
                         help="timm's name, hf:owner/name, a file, or sincos2d; may be repeated")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="FILE",
@@ -94,34 +115,39 @@ def make_parser():
                              "repeated")
     parser.add_argument("--pretrained", action="store_true",
                         help="timm's weights for each NAME (network)")
-    parser.add_argument("--weights", metavar="FILE", help="these weights for NAME")
-    parser.add_argument("--output", default="runs/pos_embed.png", metavar="PNG", help="the figure")
+    add_fine_tuned_options(parser)
+    parser.add_argument("--output", default="runs/pos_embed.png", metavar="PNG|DIR",
+                        help="the figure; pos_embed.png in a folder")
     parser.add_argument("--npz", metavar="FILE",
                         help="keep similarity (patches, patches) and grid of the one model here")
+    add_json_option(parser)
     return parser
 
 
 def main():
     args = make_parser().parse_args()
-    sources = [*args.checkpoint, *args.model] or [str(registry.default("p1"))]
+    sources = [*dict.fromkeys([*args.checkpoint, *args.model])] or [str(registry.default("p1"))]
+    if args.weights and not args.model:
+        raise UserError("--weights goes with a model's name; give --model NAME")
     if args.npz and len(sources) > 1:
         raise UserError("--npz keeps one model's similarity; give one --model or --checkpoint")
-    check_outputs({"--output": args.output, "--npz": args.npz},
+    figure = figure_file(args.output, "pos_embed")
+    check_outputs({"--output": figure, "--npz": args.npz, "--json": args.json},
                   {"--checkpoint": sources, "--weights": args.weights})
-    embeddings = read_embeddings(sources, args.pretrained, args.weights)
+    embeddings = read_embeddings(sources, args.pretrained, args.weights, args.ema_weights)
     similarities = {name: (cosine_similarity(embedding), grid)
                     for name, (embedding, grid) in embeddings.items()}
     numbers = {name: {"grid": list(grid), **structure(similarity, grid)}
                for name, (similarity, grid) in similarities.items()}
     maps.position_tiles(similarities, {name: row["by_distance"] for name, row in numbers.items()},
-                        args.output)
-    warn(f"wrote {args.output}")
+                        figure)
+    warn(f"wrote {figure}")
     if args.npz:
         (similarity, grid), = similarities.values()
         with npz_writer(args.npz) as keep:
             keep("similarity", similarity)
             keep("grid", np.array(grid))
-    write_json(numbers)
+    write_result(numbers, of_positions(numbers), args.json)
 
 
 if __name__ == "__main__":

@@ -26,17 +26,17 @@ points to either side, so a test of that size cannot tell two settings apart tha
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 from utils import (
     EXIT_SOME_UNREADABLE,
-    ArgumentParser,
     UserError,
     print_some,
     printable,
     run,
     warn,
-    write_json,
 )
 
 import numpy as np
@@ -46,7 +46,16 @@ from data.compute import Compute
 from data.files import check_outputs, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
-from inference.options import BATCH_SIZES, add_command, add_run_options
+from inference.options import (
+    BATCH_SIZES,
+    add_command,
+    add_fine_tuned_options,
+    add_json_option,
+    add_names_option,
+    add_run_options,
+)
+from inference.parser import Parser
+from inference.results import of_classifier, write_result
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.sweep import sweep
@@ -54,7 +63,8 @@ from training.teacher_options import complete_teacher_options
 
 HERE = Path(__file__).resolve().parent
 RECORDED = ("accuracy", "accuracy_95", "correct", "total", "loss", "precision")
-FIGURES = ("confusion.png", "errors.png")
+FIGURES = ("confusion.csv", "confusion.png", "errors.png")
+MOST_CLASSES = 60  # in the figure of the confusions
 ERRORS = 16  # photos in the figure of the most confident errors
 
 # --- predict ------------------------------------------------------------------------------------
@@ -63,11 +73,11 @@ ERRORS = 16  # photos in the figure of the most confident errors
 def predict(args):
     """The most probable label of each photo: a CSV, and the first lines on stdout."""
     paths = list_images(args.images, args.limit)
-    check_outputs({"--output": args.output}, {"--images": paths, "--checkpoint": args.checkpoint})
+    check_outputs({"--output": args.output}, {"--images": paths, **model_files(args)})
     from inference.classify import classify_with_each, load_classifiers  # these import torch
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
-    classifiers = load_classifiers(args.checkpoint)
+    classifiers = load_classifiers(args.checkpoint, args.weights, args.ema_weights, args.names)
     readable, each, unreadable = classify_with_each(classifiers, paths, compute)
     probabilities = each.mean(0)
     labels = [classifiers[0].classes[i] for i in probabilities.argmax(1)]
@@ -84,11 +94,11 @@ def predict(args):
 
 
 def evaluate(args):
-    """Loss, accuracy and confusions on labelled photos: JSON, and figures where they are asked."""
+    """Loss, accuracy and confusions on labelled photos, and figures where they are asked."""
     paths = list_images(args.images, args.limit)
     figures = [Path(args.figures) / name for name in FIGURES] if args.figures else None
-    check_outputs({"--output": args.output, "--figures": figures},
-                  {"--images": paths, "--labels": args.labels, "--checkpoint": args.checkpoint})
+    check_outputs({"--json": args.json, "--figures": figures},
+                  {"--images": paths, "--labels": args.labels, **model_files(args)})
     if args.record and len(args.checkpoint) > 1:
         raise UserError("--record takes one checkpoint, not an ensemble; give one --checkpoint")
     from inference.classify import classify_with_each, load_classifiers  # these import torch
@@ -97,7 +107,7 @@ def evaluate(args):
     if args.record:
         check_recordable(args.checkpoint[0])
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
-    classifiers = load_classifiers(args.checkpoint)
+    classifiers = load_classifiers(args.checkpoint, args.weights, args.ema_weights, args.names)
     known = {label: classifiers[0].name_of(label) for label in classifiers[0].classes}
     indices = class_indices(read_labels(paths, args.labels, known), known,
                             args.labels or args.images)
@@ -107,19 +117,25 @@ def evaluate(args):
     targets = np.array([index_of[path] for path in readable])
     result = scores(classifiers[0], probabilities, targets) | {
         "checkpoints": [str(source) for source in args.checkpoint],
+        **({"weights": args.weights, "ema_weights": args.ema_weights} if args.weights else {}),
         "image_sizes": [classifier.preprocessing["size"] for classifier in classifiers],
         "images": str(args.images), "device": compute.device, "precision": compute.precision,
         "unreadable": len(unreadable)}
     if len(classifiers) > 1:
         result["members"] = [
-            {"checkpoint": str(source)} | accuracy.summarize(alone, targets)
-            for source, alone in zip(args.checkpoint, each, strict=True)]
-    if args.figures:
-        draw(classifiers[0], readable, probabilities, targets, Path(args.figures))
+            {"checkpoint": classifier.source} | accuracy.summarize(alone, targets)
+            for classifier, alone in zip(classifiers, each, strict=True)]
+    write_result(result, of_classifier(result), args.json)
     if args.record:
         record_result(args.checkpoint[0], args.record, result, RECORDED)
-    write_json(result, args.output)
+    if args.figures:
+        draw(classifiers[0], readable, probabilities, targets, Path(args.figures))
     return EXIT_SOME_UNREADABLE if unreadable else 0
+
+
+def model_files(args) -> dict:
+    """The files that a classifier is read from, by option."""
+    return {"--checkpoint": args.checkpoint, "--weights": args.weights, "--names": args.names}
 
 
 def shown_names(classifier) -> list[str]:
@@ -131,25 +147,47 @@ def scores(classifier, probabilities: np.ndarray, targets: np.ndarray) -> dict:
     """What ``accuracy.summarize`` says of probabilities (N, classes) and class indices (N,), and
     the count of correct photos by class."""
     names = shown_names(classifier)
-    confusion = accuracy.confusion_matrix(targets, probabilities.argmax(1), len(names))
+    totals = np.bincount(targets, minlength=len(names))
+    correct = np.bincount(targets[probabilities.argmax(1) == targets], minlength=len(names))
     return accuracy.summarize(probabilities, targets) | {"per_class": {
-        classifier.classes[i]: {"name": names[i], "correct": int(row[i]), "total": int(row.sum())}
-        for i, row in enumerate(confusion) if row.sum()}}
+        classifier.classes[i]: {"name": names[i], "correct": int(correct[i]),
+                                "total": int(totals[i])} for i in np.flatnonzero(totals)}}
 
 
 def draw(classifier, paths, probabilities: np.ndarray, targets: np.ndarray, folder: Path) -> None:
-    """Write the confusion matrix, and a gallery of the most confident errors."""
-    from figures import charts  # matplotlib, which predict does not need, takes long to import
+    """Write the confusions as a table and, of the classes most often confused, as a figure; and a
+    gallery of the most confident errors."""
+    from figures import charts  # matplotlib, which predict does not need, imports slowly
 
-    names, predicted = shown_names(classifier), probabilities.argmax(1)
-    confusion = accuracy.confusion_matrix(targets, predicted, len(names))
-    charts.confusion(confusion, names, folder / "confusion.png")
+    names, labels, predicted = shown_names(classifier), classifier.classes, probabilities.argmax(1)
+    confused = accuracy.confusions(targets, predicted)
+    write_csv(folder / "confusion.csv", ["true", "predicted", "count", "true name",
+                                         "predicted name"],
+              [[labels[true], labels[guess], count, names[true], names[guess]]
+               for true, guess, count in confused.tolist()])
+    shown = accuracy.classes_to_show(confused, MOST_CLASSES)
+    heading = f"Confusion: {(predicted == targets).sum()} of {len(targets)} right"
+    occurring = len(np.unique(confused[:, :2]))
+    if len(shown) < occurring:
+        about = f"{len(shown)} of {occurring} classes, those most often confused"
+        warn(f"confusion.png shows {about}; confusion.csv has all")
+        heading += f"\n{about}"
+    charts.confusion(accuracy.confusion_matrix(confused, shown), [names[i] for i in shown], heading,
+                     folder / "confusion.png")
     wrong = accuracy.confident_errors(probabilities, targets)[:ERRORS]
     titles = [f"{names[targets[i]]}\ntaken for {names[predicted[i]]} ({probabilities[i].max():.0%})"
               for i in wrong]
-    charts.gallery([load_image(paths[i]) for i in wrong], titles, "Most confident errors",
+    charts.gallery([small_photo(paths[i]) for i in wrong], titles, "Most confident errors",
                    folder / "errors.png")
     warn(f"wrote confusion.png and errors.png into {folder}")
+
+
+def small_photo(path):
+    """The photo with a longer side of 480 pixels."""
+    from figures import maps
+
+    photo = load_image(path, (480, 480))
+    return maps.for_display(photo, (0, 0, *photo.size))[0]
 
 
 # --- train and average --------------------------------------------------------------------------
@@ -176,13 +214,13 @@ def average(args):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p1_vit_classify.py", description=__doc__)
+    parser = Parser(prog="p1_vit_classify.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     predicting = add_command(commands, "predict", predict,
                              "label a folder of photos: a CSV filename,label")
     evaluating = add_command(commands, "eval", evaluate,
-                             "loss and accuracy on labelled photos, as JSON")
+                             "loss and accuracy on labelled photos")
     for command in (predicting, evaluating):
         add_run_options(command, None)
         command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
@@ -192,6 +230,8 @@ def make_parser():
                              help="several: the mean of their probabilities")
         command.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
                              metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
+        add_fine_tuned_options(command, several=True)
+        add_names_option(command)
     predicting.add_argument("--output", required=True, metavar="CSV",
                             help="file to write, whole or not at all")
     evaluating.add_argument("--labels", metavar="CSV",
@@ -200,7 +240,7 @@ def make_parser():
                             help="write the confusion matrix and the most confident errors here")
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
-    evaluating.add_argument("--output", metavar="JSON", help="instead of stdout")
+    add_json_option(evaluating, "--output")
 
     add_classifier_training(add_command(commands, "train", train,
                                         "fine-tune a classifier, or train one from random weights"))

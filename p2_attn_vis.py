@@ -4,11 +4,13 @@
   python3 p2_attn_vis.py --images a.jpg b.jpg --output out/
   python3 p2_attn_vis.py --images DIR --captions mine.json  maps of captions that you give
   python3 p2_attn_vis.py --images DIR --best-worst --refs val.json
+  python3 p2_attn_vis.py --images DIR --boxes boxes.json    do the maps point at the thing?
   python3 p2_attn_vis.py --model catr --weights FILE --vocab vocab.txt
   python3 p2_attn_vis.py --checkpoint PEFT --decoder decoder_model.bin   as peft_caption.py predict
 
 Writes <stem>.png for each photo: the photo titled <start>, then an overlay for each word of its
-caption, the last one titled <end>. Prints numbers to stdout, as JSON. Takes about a second a photo.
+caption, the last one titled <end>. Prints a line for each photo on a terminal, else all numbers as
+JSON (--json FILE writes them in either case). Takes about a second a photo.
 
 A word's map is the cross-attention of the query that produced it, which stands at the token before
 it, in the last decoder layer (--layer): the mean over its heads, or a row of panels for each head
@@ -20,138 +22,59 @@ ranking.csv of all captions. --npz keeps two arrays for each image: <stem> (word
 --heads each (heads, words, rows, cols), and <stem>.words, the words with <end>.
 
 How to read the figure: dark blue is 0; yellow is the 97th percentile of all maps in the figure, and
-everything above it; all words share this scale. Grey was cut off before the model saw the photo.
-Words such as "of" follow from the words before them, and their maps say little. Attention says from
-where the decoder takes information, not why it chose the word; and since the encoder has mixed all
-patches, the information at a patch may come from another one. "entropy_bits" is small for a map
-with a sharp peak; "entropy_share" is its share of the largest possible entropy, log2 of the number
-of patches; "peak" is the patch with the most attention.
+everything above it; all words share this scale. A line runs where a map reaches half of that value.
+Grey was cut off before the model saw the photo. Words such as "of" follow from the words before
+them, and their maps say little. Attention says from where the decoder takes information, not why it
+chose the word; and since the encoder has mixed all patches, the information at a patch may come
+from another one. "entropy_bits" is small for a map with a sharp peak; "entropy_share" is its share
+of the largest possible entropy, log2 of the number of patches; "peak" is the patch with the most
+attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, printable, run, warn, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import EXIT_SOME_UNREADABLE, UserError, printable, run, warn
 
 import numpy as np
 
 from ckpt import registry
-from data.captions import of_images, read_captions, read_predictions
+from data.boxes import boxes_of
+from data.captions import of_images, read_captions
 from data.compute import Compute
 from data.files import check_outputs, write_csv
 from data.photos import (
+    figure_files,
     image_paths,
+    is_png,
     load_image,
-    refuse_equal_stems,
     refuse_to_replace,
     report_unreadable,
 )
 from figures import maps
+from figures.page import check_count
+from figures.style import layer_name
 from inference.arrays import npz_writer
 from inference.options import (
     BATCH_SIZES,
     add_captioner_options,
+    add_json_option,
     add_run_options,
     add_search_options,
     complete_captioner_options,
 )
+from inference.parser import Parser
+from inference.results import of_words, write_result
+from inference.word_page import word_page
+from inference.words import END, captioned_batches, given_captions, numbers, word_maps
 
 HERE = Path(__file__).resolve().parent
-END = "<end>"
-Texts = dict[Path, tuple[str, list[int]]]  # each image's caption, and its ids with the end token
 
 # --- compute ------------------------------------------------------------------------------------
-
-
-def written_captions(captioner, memory, search) -> list[tuple[str, list[int]]]:
-    """The captioner's own captions and their ids, the end token included where it was written."""
-    from models.decoding import generate
-
-    limit = min(search.max_length or captioner.max_length, captioner.max_length)
-    return [(captioner.tokenizer.decode(ids), [*ids, captioner.tokenizer.end_id][:limit])
-            for ids in generate(captioner, memory, search)]
-
-
-def given_captions(captioner, paths: Sequence[Path], file: str | Path) -> Texts:
-    """The captions in ``file``, and their ids as the captioner would have written them."""
-    texts: Texts = {}
-    named = read_predictions(file)
-    for path, text in of_images(named, paths, file).items():
-        ids, limit = captioner.tokenizer.encode(text), captioner.max_length
-        if len(ids) >= limit:
-            warn(f"{path.name}: of the caption's {len(ids)} tokens and its end, the {limit} that "
-                 "the captioner can write are drawn")
-        texts[path] = text, [*ids, captioner.tokenizer.end_id][:limit]
-    return texts
-
-
-def captioned_batches(
-    captioner, paths: Sequence[Path], texts: Texts | None, search, compute: Compute,
-    unreadable: list, title: str = "attention",
-) -> Iterator[tuple[list[tuple[Path, str, list[int]]], object]]:
-    """Yield ([(path, caption, its ids)], memory) batch by batch. Where ``texts`` is None, the
-    captioner writes the captions. (path, reason) of unreadable files go to ``unreadable``.
-
-    Raises UserError where no file can be read.
-    """
-    from inference.caption import encoded_batches
-
-    for names, memory in encoded_batches(captioner, paths, compute, unreadable, title):
-        batch = ([texts[path] for path in names] if texts is not None
-                 else written_captions(captioner, memory, search))
-        yield [(path, *text) for path, text in zip(names, batch, strict=True)], memory
-    if len(unreadable) == len(paths):
-        report_unreadable((), unreadable)
-
-
-def word_maps(
-    captioner, memory, rows: Sequence[Sequence[int]], layer: int
-) -> list[tuple[list[str], np.ndarray]]:
-    """For each image's ids: its words, and their maps (heads, words, grid rows, grid cols) float32.
-
-    A word's map is the cross-attention of the queries that produced its tokens, computed in float32
-    whatever the precision of ``memory``. Raises RuntimeError for a map that is not finite or does
-    not sum to 1.
-    """
-    import torch
-
-    tokenizer, device = captioner.tokenizer, memory.features.device
-    tokens = torch.full((len(rows), max(map(len, rows))), tokenizer.end_id)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[:len(ids)] = torch.tensor(ids)
-    memory = replace(memory, features=memory.features.float())
-    with torch.inference_mode():
-        weights = captioner.cross_attention(memory, tokens.to(device), layer).cpu()
-    off = (weights.sum(-1) - 1).abs().max().item()
-    if not off < 1e-4:
-        raise RuntimeError(f"attention rows of layer {layer} miss a sum of 1 by {off:.1e}")
-    found = []
-    for ids, heads, grid in zip(rows, weights, memory.grids, strict=True):
-        words = tokenizer.words(ids)
-        if ids[-1] == tokenizer.end_id:
-            words.append((END, [len(ids) - 1]))
-        words = words or [("", list(range(len(ids))))]  # a caption of spaces only
-        each = torch.stack([heads[:, positions].mean(1) for _, positions in words], 1)
-        each = each[..., :grid[0] * grid[1]]  # without the padding of a smaller grid
-        found.append(([word for word, _ in words], each.unflatten(-1, grid).numpy()))
-    return found
-
-
-def numbers(grids: np.ndarray) -> list[dict]:
-    """Maps (words, rows, cols) -> each word's entropy and the peak of its map."""
-    import torch
-
-    from models.attention import entropy
-
-    cells = max(grids[0].size, 2)
-    peaks = [np.unravel_index(grid.argmax(), grid.shape) for grid in grids]
-    return [{"entropy_bits": round(bits, 4), "entropy_share": round(bits / np.log2(cells), 4),
-             "peak": {"row": int(row), "col": int(col), "share": round(float(grid[row, col]), 4)}}
-            for grid, bits, (row, col) in zip(
-                grids, entropy(torch.from_numpy(grids)).tolist(), peaks, strict=True)]
 
 
 def clip_scorer(source: str, compute: Compute):
@@ -167,24 +90,35 @@ def clip_scorer(source: str, compute: Compute):
 # --- commands -----------------------------------------------------------------------------------
 
 
-def draw_all(captioner, batches: Iterable, args, prefix="", notes=()) -> list[dict]:
-    """Write a figure for each image of ``captioned_batches``, with ``notes`` under its title;
-    returns their rows for stdout."""
-    layer = "last layer" if args.layer == -1 else f"layer {args.layer}"
+def ending(args) -> str:
+    """What the names of figures end in, so that those of other options are not overwritten."""
+    parts = ["given"] * bool(args.captions) + ["heads"] * (args.heads == "each")
+    return "".join(f"_{part}" for part in parts + [f"layer{args.layer}"] * (args.layer != -1))
+
+
+def draw_all(captioner, batches: Iterable, args, figures, notes=()) -> list[dict]:
+    """Write the figure of each image of ``captioned_batches``, with ``notes`` under its title,
+    and the page of all; returns their rows for stdout."""
+    source = Path(captioner.source).name
+    layer = layer_name(args.layer, captioner.num_layers)
     rows, each = [], args.heads == "each"
-    with npz_writer(args.npz) as keep:
+    with npz_writer(args.npz) as keep, word_page(args, captioner, len(figures)) as add_to_page:
         for batch, memory in batches:
+            add_to_page(batch, memory)
             found = word_maps(captioner, memory, [ids for *_, ids in batch], args.layer)
             for (path, text, ids), (words, heads) in zip(batch, found, strict=True):
                 mean = heads.mean(0)
                 photo = load_image(path, (480, 480))
                 read = captioner.tokenizer.decode(ids) or "(an empty caption)"
                 about = (f"{path.name}: cross-attention, {layer}, "
-                         + ("each head" if each else f"mean of {len(heads)} heads"))
-                figure = Path(args.output) / f"{prefix}{path.stem}.png"
+                         + ("each head" if each else f"mean of {len(heads)} heads")
+                         + f" · {source}")
+                headline = read + " …" * (words[-1] != END)
+                if args.captions:
+                    headline = f"given caption: “{headline}”"
                 maps.word_panels(photo, heads if each else mean[None],
                                  captioner.transform.box(*photo.size), words,
-                                 [read + " …" * (words[-1] != END), about, *notes], figure)
+                                 [headline, about, *notes], figures[path], bool(args.captions))
                 keep(path.stem, heads if each else mean)
                 keep(f"{path.stem}.words", np.array(words))
                 described = [{"word": word, **row} for word, row
@@ -193,7 +127,7 @@ def draw_all(captioner, batches: Iterable, args, prefix="", notes=()) -> list[di
                     for row, *parts in zip(described, *map(numbers, heads), strict=True):
                         row["heads"] = parts
                 rows.append({"filename": path.name, "caption": text, "grid": list(mean.shape[1:]),
-                             "words": described, "figure": str(figure)})
+                             "words": described, "figure": str(figures[path])})
     return rows
 
 
@@ -220,27 +154,69 @@ def draw_best_and_worst(captioner, paths, texts, args, compute, unreadable) -> d
         notes = [f"CLIPScore {score:.3f}, the {kind} of {len(ranking)} captions",
                  *(f"reference: {text}" for text in references[path])]
         batches = captioned_batches(captioner, [path], texts, search, compute, [])
-        row, = draw_all(captioner, batches, args, f"{kind}_", notes)
+        row, = draw_all(captioner, batches, args, best_or_worst(args, [path], kind), notes)
         result[kind] = {"CLIPScore": score, "references": references[path], **row}
     return result
+
+
+def draw(captioner, paths, args, compute, unreadable) -> dict:
+    """Write all figures, or those of --best-worst; returns what goes to stdout."""
+    from models.decoding import Search
+
+    texts = given_captions(captioner, paths, args.captions) if args.captions else None
+    result = {"checkpoint": str(captioner.source), "layer": args.layer,
+              "heads": args.heads,
+              "captions": args.captions or f"the captioner's, {args.beam} beams"}
+    if args.best_worst:
+        return result | draw_best_and_worst(captioner, paths, texts, args, compute, unreadable)
+    batches = captioned_batches(captioner, paths, texts, Search.from_args(args), compute,
+                                unreadable)
+    figures = figure_files(args.output, paths, ending(args))
+    result["images"] = draw_all(captioner, batches, args, figures)
+    warn(f"wrote {len(result['images'])} figures into {args.output}")
+    return result
+
+
+def pointing_game(captioner, paths, args, compute, unreadable) -> dict:
+    """How often each layer's map of a thing's name peaks inside one of its boxes; returns what goes
+    to stdout."""
+    from inference.pointing import point_words, pointing_table
+
+    boxes = boxes_of(paths, args.boxes)
+    points = point_words(captioner, boxes, compute, unreadable)
+    report_unreadable([path for each in points.values() for path in each], unreadable)
+    rows, table = pointing_table(points)
+    print(table, file=sys.stderr)
+    return {"checkpoint": str(captioner.source), "boxes": args.boxes,
+            "caption": "a <name>", "images": len(boxes) - len(unreadable), "layers": rows}
 
 
 # --- command line -------------------------------------------------------------------------------
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p2_attn_vis.py", description=__doc__)
+    parser = Parser(prog="p2_attn_vis.py", description=__doc__)
     parser.add_argument("--images", nargs="+", default=[str(HERE / "samples" / "scenes")],
                         metavar="FILE|DIR", help="image files, or one folder")
-    parser.add_argument("--output", default="runs/words", metavar="DIR", help="folder for figures")
+    parser.add_argument("--output", default="runs/words", metavar="DIR|PNG",
+                        help="folder for the figures; of one photo, the figure itself")
     parser.add_argument("--layer", type=int, default=-1, metavar="N",
-                        help="decoder layer, from 0; -1 is the last one")
+                        help="decoder layer, from 0; -1 is the last one. A figure calls 2 layer 3 "
+                             "of 4")
     parser.add_argument("--heads", choices=("mean", "each"), default="mean",
                         help="mean over the heads, or a row of panels for each")
     parser.add_argument("--captions", metavar="JSON",
                         help='draw these captions, {"<image name>": "caption", …}, in place of the '
                              "model's own")
     parser.add_argument("--npz", metavar="FILE", help="write the maps and their words here")
+    add_json_option(parser)
+    parser.add_argument("--boxes", metavar="JSON",
+                        help='instead of figures: how often the map of "a <name>" peaks inside one '
+                             "of these boxes (COCO's instances, or docs/attention.md's form), for "
+                             "each layer")
+    parser.add_argument("--html", metavar="FILE",
+                        help="also write a page that shows the map of a word when you point at it, "
+                             "with all layers and heads")
     add_captioner_options(parser)
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
@@ -258,20 +234,40 @@ def check_options(args, parser):
     """Wrong usage where options do not go together."""
     if args.best_worst != bool(args.refs):
         parser.error("--best-worst and --refs JSON go together")
-    if args.best_worst and args.npz:
-        parser.error("--npz keeps the maps of all images, --best-worst draws two; give one of them")
+    for option, value in (("--npz", args.npz), ("--html", args.html)):
+        if args.best_worst and value:
+            parser.error(f"{option} keeps the maps of all images, --best-worst draws two; give one "
+                         "of them")
+    if args.best_worst and is_png(args.output):
+        parser.error("--best-worst writes two figures and a table; give --output a folder")
+    unused = [option for option, given in (
+        ("--captions", args.captions), ("--npz", args.npz), ("--html", args.html),
+        ("--best-worst", args.best_worst),
+        ("--layer", args.layer != -1), ("--heads", args.heads != "mean")) if given]
+    if args.boxes and unused:
+        parser.error(f"{unused[0]} has no effect with --boxes, which measures every layer and "
+                     "draws nothing; leave it out")
+
+
+def best_or_worst(args, paths, kind) -> dict:
+    """{photo: its figure, were it the best or the worst}"""
+    return {path: figure.with_name(f"{kind}_{figure.name}")
+            for path, figure in figure_files(args.output, paths, ending(args)).items()}
 
 
 def check_files(paths, args):
     """Before any work, refuse outputs of equal names, outputs that cannot be written, and outputs
     that would replace an input."""
-    refuse_equal_stems(paths)
-    out = Path(args.output)
-    figures = [out / f"{prefix}{path.stem}.png" for path in paths
-               for prefix in (("best_", "worst_") if args.best_worst else ("",))]
+    if args.html:
+        check_count(len(paths))
+    figures, table = [*figure_files(args.output, paths, ending(args)).values()], []
+    if args.best_worst:
+        figures = [figure for kind in ("best", "worst")
+                   for figure in best_or_worst(args, paths, kind).values()]
+        table = [Path(args.output) / "ranking.csv"]
     refuse_to_replace(paths, figures)
-    table = [out / "ranking.csv"] if args.best_worst else []
-    check_outputs({"--output": [*figures, *table], "--npz": args.npz},
+    check_outputs({"--output": [*figures, *table], "--npz": args.npz, "--html": args.html,
+                   "--json": args.json},
                   {"--images": paths, "--captions": args.captions, "--refs": args.refs,
                    "--checkpoint": args.checkpoint, "--weights": args.weights,
                    "--base": args.base, "--decoder": args.decoder,
@@ -288,28 +284,23 @@ def main():
     check_options(args, parser)
     complete_captioner_options(args)
     paths = image_paths(args.images, args.limit)
-    check_files(paths, args)
+    if args.boxes:
+        boxes_of(paths, args.boxes)  # an error in the file is one before the model is opened
+    else:
+        check_files(paths, args)
 
     from inference.caption import open_captioner
-    from models.decoding import Search
 
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     captioner = open_captioner(args)
     captioner.check_layer(args.layer)
-    texts = given_captions(captioner, paths, args.captions) if args.captions else None
-    result = {"checkpoint": str(captioner.source), "layer": args.layer,
-              "heads": args.heads,
-              "captions": args.captions or f"the captioner's, {args.beam} beams"}
     unreadable = []
-    if args.best_worst:
-        result |= draw_best_and_worst(captioner, paths, texts, args, compute, unreadable)
+    if args.boxes:
+        result = pointing_game(captioner, paths, args, compute, unreadable)
     else:
-        batches = captioned_batches(captioner, paths, texts, Search.from_args(args), compute,
-                                    unreadable)
-        result["images"] = draw_all(captioner, batches, args)
-        warn(f"wrote {len(result['images'])} figures into {args.output}")
+        result = draw(captioner, paths, args, compute, unreadable)
     report_unreadable(paths, unreadable)
-    write_json(result)
+    write_result(result, of_words(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 

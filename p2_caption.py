@@ -30,9 +30,11 @@ change a value; compare two systems on the same images image by image (--per-ima
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, fraction, run, warn, write_json
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import EXIT_SOME_UNREADABLE, UserError, fraction, run, warn
 
 from ckpt import registry
 from data.captions import (
@@ -50,11 +52,14 @@ from inference.options import (
     BATCH_SIZES,
     add_captioner_options,
     add_command,
+    add_json_option,
     add_run_options,
     add_scoring_options,
     add_search_options,
     complete_captioner_options,
 )
+from inference.parser import Parser
+from inference.results import of_captions, write_result
 from metrics.captions import describe
 from metrics.clipscore import PREFIX
 from training.options import add_caption_training, add_language_training
@@ -92,7 +97,7 @@ def evaluate(args):
     if args.record and args.model:
         raise UserError("--record writes into a checkpoint of this project; make one with convert")
     train_captions = read_texts(args.train_captions) if args.train_captions else None
-    check_outputs({"--output": args.output, "--per-image": args.per_image},
+    check_outputs({"--json": args.json, "--per-image": args.per_image},
                   {"--images": list(images), "--captions": args.captions,
                    "--train-captions": args.train_captions, "--checkpoint": args.checkpoint,
                    "--weights": args.weights, "--vocab": args.vocab, "--clip": args.clip,
@@ -112,7 +117,7 @@ def evaluate(args):
                "checkpoint": args.weights if args.model else args.checkpoint}
     if args.record:
         record_scores(args.checkpoint, args.record, result)
-    write_json(result, args.output)
+    write_result(result, of_captions(result), args.json)
     return EXIT_SOME_UNREADABLE if result["unreadable"] else 0
 
 
@@ -120,7 +125,7 @@ def score(args):
     """Print the scores of a file of predictions; needs no torch without CLIPScore."""
     references = read_captions(args.captions)
     predictions = read_predictions(args.predictions)
-    check_outputs({"--output": args.output, "--per-image": args.per_image},
+    check_outputs({"--json": args.json, "--per-image": args.per_image},
                   {"--predictions": args.predictions, "--captions": args.captions,
                    "--images": args.images, "--clip": args.clip})
     if args.clip and not args.images:
@@ -141,9 +146,9 @@ def score(args):
     if args.per_image:
         write_per_image(args.per_image, names, each, captions)
     unreadable = {"unreadable": len(clip_scorer.unreadable)} if clip_scorer else {}
-    write_json(result | unreadable | {
-        "images_left_out": left_out, "predictions": args.predictions, "captions": args.captions,
-    }, args.output)
+    result |= unreadable | {"images_left_out": left_out, "predictions": args.predictions,
+                            "captions": args.captions}
+    write_result(result, of_captions(result), args.json)
     return EXIT_SOME_UNREADABLE if any(unreadable.values()) else 0
 
 
@@ -195,12 +200,12 @@ def blend(args):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="p2_caption.py", description=__doc__)
+    parser = Parser(prog="p2_caption.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     predicting = add_command(commands, "predict", predict,
                              "caption a folder of photos: a JSON of stem and caption")
-    evaluating = add_command(commands, "eval", evaluate, "the scores of a captioner, as JSON")
+    evaluating = add_command(commands, "eval", evaluate, "the scores of a captioner")
     for command in (predicting, evaluating):
         add_run_options(command, None)
         command.add_argument("--images", default=str(SCENES), metavar="DIR",
@@ -233,7 +238,7 @@ def make_parser():
                              help="put TEXT before each caption for CLIPScore; without TEXT, "
                                   f'"{PREFIX}", as in its paper (default: nothing, as in the '
                                   "course's evaluator)")
-        command.add_argument("--output", metavar="JSON", help="file to write (default: stdout)")
+        add_json_option(command, "--output")
 
     add_language_training(add_command(commands, "pretrain", pretrain,
                                       "train tokenizer and decoder on captions alone"))

@@ -31,16 +31,11 @@ few photos.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from utils import (
-    EXIT_SOME_UNREADABLE,
-    ArgumentParser,
-    UserError,
-    non_negative,
-    run,
-    write_json,
-)
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+from utils import EXIT_SOME_UNREADABLE, UserError, non_negative, run
 
 from data.captions import captioned_images, write_predictions
 from data.compute import Compute
@@ -50,12 +45,15 @@ from inference.options import (
     BATCH_SIZES,
     add_captioner_options,
     add_command,
+    add_json_option,
     add_peft_size_options,
     add_run_options,
     add_scoring_options,
     add_search_options,
     complete_captioner_options,
 )
+from inference.parser import Parser
+from inference.results import of_captions, of_parameters, write_result
 from training.options import PEFT_LR, add_peft_training
 
 SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
@@ -107,7 +105,7 @@ def evaluate(args):
     """Print the scores of a PEFT checkpoint on photos with references."""
     complete_captioner_options(args, "p2_peft")
     images = captioned_images(args.images, args.captions, args.limit)
-    check_outputs({"--output": args.output},
+    check_outputs({"--json": args.json},
                   {"--images": list(images), "--captions": args.captions, "--clip": args.clip,
                    "--checkpoint": args.checkpoint, "--base": args.base, "--decoder": args.decoder,
                    "--weights": args.weights, "--vocab": args.vocab})
@@ -128,7 +126,7 @@ def evaluate(args):
                "checkpoint": captioner.source}
     if args.record:
         record_scores(args.checkpoint, args.record, result)
-    write_json(result, args.output)
+    write_result(result, of_captions(result), args.json)
     return EXIT_SOME_UNREADABLE if result["unreadable"] else 0
 
 
@@ -139,7 +137,8 @@ def count(args):
     if args.sizes:
         print(sizes_table(args.cross_width, given_sizes(args)), end="")
     else:
-        write_json(count_file(args.file))
+        result = count_file(args.file)
+        write_result(result, of_parameters(result), args.json)
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -154,7 +153,7 @@ def rate(text):
 
 
 def make_parser():
-    parser = ArgumentParser(prog="peft_caption.py", description=__doc__)
+    parser = Parser(prog="peft_caption.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     training = add_command(commands, "train", train, "train one method over a frozen base")
@@ -171,11 +170,13 @@ def make_parser():
                            help="photos that the table is about; nothing is chosen by them")
     comparing.add_argument("--eval-captions", required=True, metavar="JSON",
                            help="their references, in COCO's format")
+    comparing.add_argument("--html", metavar="FILE",
+                           help="also write a page with each photo and its captions")
     add_scoring_options(comparing, RESAMPLES)
 
     predicting = add_command(commands, "predict", predict,
                              "caption a folder of photos: a JSON of stem and caption")
-    evaluating = add_command(commands, "eval", evaluate, "the scores of a PEFT checkpoint, as JSON")
+    evaluating = add_command(commands, "eval", evaluate, "the scores of a PEFT checkpoint")
     for command in (predicting, evaluating):
         add_run_options(command, None)
         add_captioner_options(command, "p2_peft")
@@ -186,7 +187,7 @@ def make_parser():
                             help="file to write, whole or not at all")
     evaluating.add_argument("--captions", required=True, metavar="JSON",
                             help="references in COCO's format, of images in --images")
-    evaluating.add_argument("--output", metavar="JSON", help="file to write (default: stdout)")
+    add_json_option(evaluating, "--output")
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
     add_scoring_options(evaluating, RESAMPLES)
@@ -197,6 +198,7 @@ def make_parser():
     source.add_argument("--sizes", action="store_true",
                         help="of each method over GPT-2 small with a ViT-L, as a table")
     add_peft_size_options(counting)
+    add_json_option(counting)
     return parser
 
 

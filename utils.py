@@ -21,6 +21,7 @@ from typing import NoReturn
 
 EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
 SHOWN = 20  # lines of a long result that are printed
+CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "?")  # a file name may hold a terminal's
 
 
 class UserError(Exception):
@@ -40,19 +41,22 @@ def printable(name: object) -> str:
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def warn(message: str) -> None:
-    """Print one line on stderr, above the progress bar where there is one."""
-    line = printable(one_line(message))
-    if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
-    else:
-        print(line, file=sys.stderr, flush=True)
+def first_process() -> bool:
+    """Whether this process prints: of several that torchrun started, the first one does."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+def warn(message: str, everywhere: bool = False) -> None:
+    """Print one line on stderr; of several processes only the first does, or all ``everywhere``."""
+    if everywhere or first_process():
+        write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
+        write(printable(one_line(message)).translate(CONTROLS), file=sys.stderr)
 
 
 def print_some(lines: Sequence[str], output: str | Path) -> None:
     """Print the first lines, and how many more of them the file ``output`` has."""
     for line in lines[:SHOWN]:
-        print(printable(line))
+        print(printable(line).translate(CONTROLS))
     if len(lines) > SHOWN:
         print(f"… and {len(lines) - SHOWN} more in {printable(output)}")
 
@@ -77,19 +81,19 @@ def _explain_uncaught(kind, error, traceback) -> None:
     """sys.excepthook for what happens before ``run``: a missing package, Ctrl-C while importing."""
     if issubclass(kind, (ModuleNotFoundError, KeyboardInterrupt)) and not DEBUG:
         line, status = _explain(error)
-        warn(line)
+        warn(line, everywhere=True)
         sys.exit(status)
     sys.__excepthook__(kind, error, traceback)
 
 
-DEBUG = bool(os.environ.get("HW3_DEBUG"))  # show the traceback of an error that nobody foresaw
+DEBUG = os.environ.get("HW3_DEBUG", "0") not in ("", "0")  # show unforeseen tracebacks
 sys.excepthook = _explain_uncaught
 
 
 def _stop_at_once(*_) -> NoReturn:
     """Ctrl-C while a script starts: some packages' imports would swallow a KeyboardInterrupt."""
     line, status = _explain(KeyboardInterrupt())
-    warn(line)
+    warn(line, everywhere=True)
     os._exit(status)
 
 
@@ -113,7 +117,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if DEBUG and not isinstance(error, UserError):
             raise
         line, status = _explain(error)
-        warn(line)
+        warn(line, everywhere=True)
     try:
         sys.stdout.flush()
     except OSError:  # Python would try again as it ends, and complain
@@ -143,7 +147,9 @@ def _prepare_streams() -> None:
     if sys.stderr is sys.__stderr__:  # not where a test captures it
         sys.stderr = _Stderr(open(2, "wb", closefd=False), sys.stderr and sys.stderr.encoding,
                              "backslashreplace", line_buffering=True)
-    if sys.stdout is None:
+    if not first_process():
+        sys.stdout = open(os.devnull, "w")
+    elif sys.stdout is None:
         sys.stdout = sys.stderr
         warn("stdout is closed; what belongs there comes here")
     elif isinstance(sys.stdout, io.TextIOWrapper):
@@ -167,13 +173,6 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
-
-    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        """As argparse; a terminal then gets a sign of life: importing torch takes seconds."""
-        parsed = super().parse_args(args, namespace)
-        if sys.stderr and sys.stderr.isatty():
-            warn(f"{self.prog}: starting …")
-        return parsed
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {one_line(message)} (see {self.prog} --help)", file=sys.stderr)
@@ -235,6 +234,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             if beside:
                 temporary.replace(target)
                 return
+        if not first_process():  # a pipe takes one result, not one of each process
+            return
         sys.stdout.flush()  # what was printed before stays before
         try:
             with (open(temporary, "rb") as source,
@@ -310,10 +311,10 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
         raise UserError(f"{path} is not UTF-8 text") from None
 
 
-def progress(total: int | None, title: str, unit: str, hidden: bool = False, done: int = 0):
+def progress(total: int | None, title: str, unit: str, done: int = 0):
     """A progress bar on stderr; where stderr is a log file, a line now and then."""
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=title, unit=unit, disable=hidden, dynamic_ncols=True,
-                initial=done, unit_scale=unit == "B",
+    return tqdm(total=total, desc=title, unit=unit, disable=not first_process(),
+                dynamic_ncols=True, initial=done, unit_scale=unit == "B",
                 mininterval=0.2 if sys.stderr.isatty() else 20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from utils import UserError, print_some, printable, read_json, write_json
@@ -214,6 +214,10 @@ def match_predictions(
     if len({name for name, _ in pairs}) < len(pairs):
         raise UserError("two reference images differ only in their extension; name predictions "
                         "with it, so that they can be told apart")
+    if not pairs:
+        raise UserError("no prediction is of an image that has references: predictions are called "
+                        f"{_first(predictions)}, images {_first(references)}; give the files of "
+                        "one set of photos")
     matched = {name for name, _ in pairs}
     extra = [name for name in predictions if name not in matched]
     problems = [f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
@@ -237,6 +241,11 @@ def of_images(
         raise UserError(f"{source} has no caption for {len(missing)} of {len(paths)} images "
                         f"({', '.join(missing[:5])}{', …' * (len(missing) > 5)})")
     return found
+
+
+def _first(names: Iterable[str]) -> str:
+    """The first three names; "nothing" where there is none."""
+    return ", ".join([*names][:3]) + ", …" * (len([*names]) > 3) or "nothing"
 
 
 def _image_stem(name: str) -> str:

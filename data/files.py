@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import os
 import stat
@@ -32,6 +33,9 @@ def check_outputs(outputs: Named, inputs: Named) -> None:
     taken: dict[object, str] = {}  # identity of a file: the option that names it
     for option, path in _each(inputs):
         taken |= dict.fromkeys(identities(path), option)
+    for option, value in outputs.items():
+        if isinstance(value, str) and (not value or value.endswith("/")):  # Path drops the slash
+            raise UserError(f'"{value}" is no name of a file; give a file as {option}')
     for option, path in _each(outputs):
         check_writable(path, option)
         for identity in identities(path):
@@ -54,8 +58,10 @@ def check_writable(path: str | Path, option: str = "place") -> None:
             if not os.access(path, os.W_OK):
                 raise PermissionError(None, "Permission denied")
         else:
+            if any(len(os.fsencode(part)) > 255 for part in Path(path).parts):
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
             with contextlib.suppress(FileNotFoundError):
-                os.stat(path)  # fails for links in a circle, and for a name that is too long
+                os.stat(path)  # fails for links in a circle
             folder = Path(os.path.realpath(path)).parent
             while not folder.exists():  # it will be made
                 folder = folder.parent
@@ -69,7 +75,8 @@ def _each(named: Named) -> Iterator[tuple[str, Path]]:
     """(option, path) of every path."""
     for option, value in named.items():
         for path in [value] if isinstance(value, (str, Path)) else value or ():
-            yield option, Path(path)
+            if path != "":  # which Path takes for the current folder
+                yield option, Path(path)
 
 
 def identities(path: Path) -> list:
@@ -104,16 +111,20 @@ def read_lines(path: str | Path, errors: str = "strict") -> list[str]:
 
 
 def read_csv(path: str | Path, *columns: str) -> list[dict[str, str]]:
-    """The rows of a CSV that has ``columns`` in its header; UserError that names what is wrong."""
+    """The rows of a CSV that has ``columns`` in its header, in any case; between values stand
+    commas, semicolons or tabs, as table programs of many languages write them. UserError that names
+    what is wrong."""
+    text = read_text(path, "surrogateescape")  # file names that are not UTF-8 keep their bytes
     try:
-        # File names that are not UTF-8 keep their bytes.
-        reader = csv.DictReader(io.StringIO(read_text(path, "surrogateescape"), newline=""))
-        header, rows = list(reader.fieldnames or ()), list(reader)
+        for delimiter in (",", ";", "\t"):
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+            reader.fieldnames = [name.strip().casefold() for name in reader.fieldnames or ()]
+            if all(reader.fieldnames.count(column) == 1 for column in columns):
+                return [{column: (row[column] or "").strip() for column in columns}
+                        for row in reader]
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file: {error}") from None
-    if any(header.count(column) != 1 for column in columns):
-        raise UserError(f"{path} needs the header {','.join(columns)}, each of them once")
-    return [{column: (row[column] or "").strip() for column in columns} for row in rows]
+    raise UserError(f"{path} needs the header {','.join(columns)}, each of them once")
 
 
 def read_mapping(path: str | Path, key: str, value: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils import UserError, one_line, read_json, warn
+from utils import UserError, one_line, read_json, read_text, warn
 
 import numpy as np
 
@@ -40,11 +40,25 @@ def read_labels(
             warn(about)
         return labels
     table = read_mapping(labels_csv, "filename", "label")
+    if any(path.name not in table for path in paths):
+        table = _without_folders(table, labels_csv) | table
     missing = [path.name for path in paths if not table.get(path.name)]
     if missing:
         raise UserError(f"{labels_csv} has no label for {len(missing)} of {len(paths)} images, "
-                        f"the first is {missing[0]}")
-    return _as_known([table[path.name] for path in paths], known_classes)
+                        f"the first is {missing[0]}; it has {', '.join([*table][:3])}, …")
+    return as_known([table[path.name] for path in paths], known_classes)
+
+
+def _without_folders(table: dict[str, str], labels_csv: str | Path) -> dict[str, str]:
+    """A table of file names without the folders before them, of any system; UserError where one
+    name then has two labels."""
+    found: dict[str, str] = {}
+    for written, label in table.items():
+        name = re.split(r"[/\\]", written)[-1]
+        if found.setdefault(name, label) != label:
+            raise UserError(f"{labels_csv} has {name} in several folders, with label "
+                            f"{found[name]} and with label {label}; keep the rows of one folder")
+    return found
 
 
 def labels_in_names(paths: Sequence[Path], known_classes: Classes | None = None) -> list[str]:
@@ -65,8 +79,8 @@ def _split_names(
     stems = [path.stem for path in paths]
     before_first = [stem[:max(stem.find("_"), 0)] for stem in stems]
     before_last = [stem[:max(stem.rfind("_"), 0)] for stem in stems]
-    rules = {"first": _as_known(before_first, known_classes),
-             "last": _as_known(before_last, known_classes)}
+    rules = {"first": as_known(before_first, known_classes),
+             "last": as_known(before_last, known_classes)}
     end_in_number = sum(bool(re.search(r"_\d+$", stem)) for stem in stems)
     begin_with_number = sum(bool(re.match(r"\d+_", stem)) for stem in stems)
     rule = "last" if 2 * end_in_number > len(stems) >= 2 * begin_with_number else "first"
@@ -79,7 +93,7 @@ def _split_names(
     return rules[rule], about if rules["first"] != rules["last"] else ""
 
 
-def _as_known(labels: Sequence[str], known_classes: Classes | None) -> list[str]:
+def as_known(labels: Sequence[str], known_classes: Classes | None = None) -> list[str]:
     """``labels`` as the known classes call them, and unknown ones as they are. Without known
     classes: as they are, but where all are numbers, 11.0, as table programs write it, is 11."""
     if not known_classes:
@@ -141,6 +155,29 @@ def read_names(path: str | Path) -> dict[str, str]:
     return names
 
 
+def read_class_names(path: str | Path, classes: Sequence[str]) -> dict[str, str]:
+    """Label -> readable name of a model's ``classes``, from a list (one name a line, or JSON) in
+    their order, or from a JSON object, label to name or name to label.
+
+    Raises UserError where the file names other classes.
+    """
+    text = read_text(path).lstrip()
+    content = read_json(path) if text[:1] in "[{" else [
+        line for line in text.splitlines() if line.strip()]
+    if isinstance(content, dict) and all(type(label) is int for label in content.values()):
+        content = {str(label): name for name, label in content.items()}  # a label2id
+    names = dict(zip(classes, content, strict=False)) if isinstance(content, list) else content
+    if not all(isinstance(name, str) and name.strip() for name in names.values()):
+        raise UserError(f"{path} must list names, or be a JSON object like "
+                        '{"0": "Abyssinian", "1": "beagle"}')
+    if len(content) != len(classes) or names.keys() != set(classes):
+        shown = ", ".join(map(str, list(content)[:3]))
+        raise UserError(f"{path} names {len(content)} classes ({shown}, …), "
+                        f"the model has {len(classes)} ({', '.join(classes[:3])}, …); give the "
+                        "names of the model's classes")
+    return {label: one_line(name) for label, name in names.items()}
+
+
 def read_classes(path: str | Path) -> dict[str, str]:
     """``{"0": "bicycle", …}`` -> label: name to look for, by label, underscores made spaces.
 
@@ -182,8 +219,9 @@ def class_indices(
     unknown = sort_labels([label for label in labels if label not in index])
     if unknown:
         first, *_, last = (f"{label} {name}".strip() for label, name in [*names.items()] * 2)
-        near = difflib.get_close_matches(unknown[0], [*names, *names.values()], 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        spelled = {_plain(text): text for text in (*names, *names.values())}
+        near = difflib.get_close_matches(_plain(unknown[0]), spelled, 1)
+        hint = f" (did you mean {spelled[near[0]]}?)" if near else ""
         raise UserError(f"label {unknown[0]}{hint} in {source} is none of {owner}'s {len(index)} "
                         f"labels ({first} … {last}); {remedy}")
     return np.array([index[label] for label in labels], dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -38,8 +39,8 @@ def list_images(folder: str | Path, limit: int | None = None) -> list[Path]:
     """The image files directly in ``folder``, sorted by name; hidden files are skipped.
 
     Links that lead nowhere are among them, since they are files that cannot be read. Images of
-    kinds that are not read are counted in one line on stderr. ``limit`` keeps that many, spread
-    evenly, since labelled folders are sorted by class.
+    kinds that are not read are counted in one line on stderr, subfolders with images in another.
+    ``limit`` keeps that many, spread evenly, since labelled folders are sorted by class.
 
     Raises UserError where there is no such folder or no image in it.
     """
@@ -47,23 +48,37 @@ def list_images(folder: str | Path, limit: int | None = None) -> list[Path]:
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"image folder {folder} {problem}")
-    paths, left_out = [], []
+    paths, left_out, no_files = [], [], []
     for path in sorted(folder.iterdir()):
         dead_link = path.is_symlink() and not path.exists()
-        if path.name.startswith(".") or not (path.is_file() or dead_link):
+        if path.name.startswith("."):
             continue
-        if path.suffix.lower() in readable_extensions():
+        if not (path.is_file() or dead_link):
+            no_files += [path.name] if _holds_image(path) else []
+        elif path.suffix.lower() in readable_extensions():
             paths.append(path)
         elif path.suffix.lower() in IMAGE_EXTENSIONS or kind_of(path):
             left_out.append(path.name)
     about = (f"{len(left_out)} images of other kinds are left out ({', '.join(left_out[:3])}"
              f"{', …' * (len(left_out) > 3)}); convert them")
+    outside = (f"subfolders, pipes and devices are left out ({', '.join(no_files[:3])}"
+               f"{', …' * (len(no_files) > 3)}): give a folder that holds the photos themselves")
     if not paths:
         raise UserError(f"no image in {folder} (looked for {kinds_read()}, not in subfolders)"
-                        + f"; {about}" * bool(left_out))
+                        + f"; {about}" * bool(left_out) + f"; {outside}" * bool(no_files))
+    if no_files:
+        warn(f"{folder}: {outside}")
     if left_out:
         warn(f"{folder}: {about} to one of the kinds that are read: {kinds_read()}")
     return spread(paths, limit)
+
+
+def _holds_image(path: Path) -> bool:
+    """Whether something that is no file is called like an image, or is a folder with images."""
+    names = [path.name]
+    with contextlib.suppress(OSError):  # a folder that is closed to us, a pipe
+        names += os.listdir(path) if path.is_dir() else []
+    return any(Path(name).suffix.lower() in readable_extensions() for name in names)
 
 
 def spread(items: Sequence, count: int | None) -> list:
@@ -100,6 +115,28 @@ def refuse_to_replace(paths: Sequence[Path], outputs: Sequence[Path]) -> None:
     for output in outputs:
         if not photos.isdisjoint(identities(output)):
             raise UserError(f"the figure {output} would replace a photo; give another --output")
+
+
+def is_png(output: str | Path) -> bool:
+    """Whether ``--output`` names a single figure, and not a folder."""
+    return Path(output).suffix.lower() == ".png" and not Path(output).is_dir()
+
+
+def figure_file(output: str | Path, name: str) -> Path:
+    """The file of the one figure that ``--output`` asks for: itself where it ends in .png, else
+    ``<name>.png`` in that folder."""
+    return Path(output) if is_png(output) else Path(output) / f"{name}.png"
+
+
+def figure_files(output: str | Path, paths: Sequence[Path], ending: str = "") -> dict[Path, Path]:
+    """{photo: its figure}: ``<stem><ending>.png`` in the folder ``output``; of one photo, where
+    ``output`` ends in .png, that file. UserError for two photos whose figures would have one name.
+    """
+    if is_png(output) and len(paths) > 1:
+        raise UserError(f"--output {output} is one figure, and {len(paths)} photos have one each; "
+                        "give a folder")
+    refuse_equal_stems(paths)
+    return {path: figure_file(output, path.stem + ending) for path in paths}
 
 
 def free_stem(stem: str, paths: Sequence[Path]) -> str:

@@ -13,7 +13,16 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from figures.maps import for_display
-from figures.style import FONTS, LINES, OTHER_CLASS, TRUE_CLASS, save
+from figures.style import (
+    FONTS,
+    LINES,
+    OTHER_CLASS,
+    SEQUENTIAL,
+    TRUE_CLASS,
+    fitted,
+    fitted_lines,
+    save,
+)
 
 
 def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
@@ -36,9 +45,14 @@ def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
     for axes, quantity in ((left, "loss"), (right, "accuracy")):
         axes.set(xlabel="epoch", title=f"{quantity.capitalize()} (dashed: training)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if all(len(history) == 1 for history in histories.values()):
+            axes.set(xlim=(0, 2), xticks=[1])
         axes.grid(alpha=0.3)
-    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.legend(fontsize=8)
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as the steps need
+    if len(histories) > 4:  # so many would hide the curves
+        figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    else:
+        right.legend(fontsize=8)
     save(figure, path)
 
 
@@ -62,41 +76,75 @@ def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
     save(figure, path)
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:
-    """Counts (classes, classes), row the true class; the diagonal is left out of the colour scale
-    so that the confusions can be seen."""
+def confusion(
+    matrix: np.ndarray, names: Sequence[str], heading: str, path: str | Path
+) -> None:
+    """Counts (classes, classes), row the true class. The diagonal, the right answers, is green, the
+    darker the larger its share of the class; the errors have a colour scale of their own, so that
+    they can be seen beside it."""
     classes = len(names)
     side = max(4.0, 0.24 * classes + 2)
     figure, axes = plt.subplots(figsize=(side, side))
-    shown = matrix.astype(float)
-    errors = shown.copy()
+    errors = matrix.astype(float)
     np.fill_diagonal(errors, 0)
     image = axes.imshow(errors, cmap="viridis", vmin=0, vmax=max(errors.max(), 1))
+    recall = np.where(np.eye(classes, dtype=bool), matrix / np.maximum(matrix.sum(1), 1), np.nan)
+    axes.imshow(recall, cmap="Greens", vmin=-0.4, vmax=1.4)  # neither white nor black: text is read
     for row, column in zip(*np.nonzero(matrix), strict=True):
-        light = row == column or errors[row, column] < 0.6 * errors.max()
+        dark = row != column and errors[row, column] < 0.6 * errors.max()
         axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=6.5,
-                  color="white" if light else "black")
+                  color="white" if dark else "black")
     ticks = np.arange(classes)
-    axes.set_xticks(ticks, names, rotation=90, fontsize=7)
-    axes.set_yticks(ticks, names, fontsize=7)
-    axes.set(xlabel="predicted", ylabel="true",
-             title=f"Confusion: {int(np.trace(matrix))} of {int(matrix.sum())} right")
-    figure.colorbar(image, ax=axes, label="photos (errors only)", shrink=0.6,
+    style = {"fontsize": 7, "fontfamily": FONTS, "parse_math": False}
+    names = [fitted(printable(name), 7, 1.9)[0] for name in names]
+    axes.set_xticks(ticks, names, rotation=90, **style)
+    axes.set_yticks(ticks, names, **style)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{heading}; right answers are green")
+    figure.colorbar(image, ax=axes, label="photos (errors)", shrink=0.6,
                     ticks=MaxNLocator(integer=True, nbins=6))
     save(figure, path)
 
 
-def gallery(images: Sequence, titles: Sequence[str], heading: str, path: str | Path) -> None:
-    """Photos (PIL or arrays) in rows of four, each with its title."""
-    columns = min(4, max(len(images), 1))
-    rows = max(math.ceil(len(images) / columns), 1)
-    figure, grid = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.9 * rows), squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, image, title in zip(grid.flat, images, titles, strict=False):
-        axes.imshow(image)
-        axes.set_title(printable(title), fontsize=7.5, fontfamily=FONTS, parse_math=False)
-    figure.suptitle(heading if len(images) else f"{heading}: none", fontsize=11)
+GALLERY = (1.9, 1.75)  # inches: the height of each picture, and the widest by that height
+
+
+def gallery(
+    images: Sequence, titles: Sequence[str], heading: str, path: str | Path, scale: str = ""
+) -> None:
+    """Photos (PIL or arrays), each with its title, in rows of at most four, all of one height; a
+    row has as many as the others or one fewer. ``scale`` names a colour bar for all of them, whose
+    end is each map's own ``scale_top``."""
+    high, widest = GALLERY
+    rows = max(math.ceil(len(images) / 4), 1)
+    images = [np.asarray(image) for image in images]
+    across = [min(max(image.shape[1] / image.shape[0], 0.6), widest) * high for image in images]
+    lines = [[fitted(line, 8, width + 0.05) for line in printable(title).split("\n")]
+             for title, width in zip(titles, across, strict=True)]
+    texts = ["\n".join(text for text, _ in parts) for parts in lines]
+    parts = np.array_split(np.arange(len(images)), rows)
+    width = max([4.5, *(sum(across[i] + 0.15 for i in part) + 0.3 for part in parts)])
+    head = 0.35 + 0.2 * heading.count("\n")
+    row = high + 0.2 + 0.15 * max((text.count("\n") + 1 for text in texts), default=1)
+    height = head + rows * row + (0.6 if scale else 0.1)
+    figure = plt.figure(figsize=(width, height), layout="none")
+    for line, part in enumerate(parts):
+        x = (width - sum(across[i] + 0.15 for i in part) + 0.15) / 2
+        for i in part:
+            bottom = height - head - (line + 1) * row + 0.05
+            axes = figure.add_axes((x / width, bottom / height, across[i] / width, high / height))
+            axes.imshow(images[i])
+            axes.axis("off")
+            axes.set_title(texts[i], fontsize=min(size for _, size in lines[i]), pad=3,
+                           fontfamily=FONTS, parse_math=False)
+            x += across[i] + 0.15
+    figure.text(0.5, 1 - 0.08 / height, heading if len(images) else f"{heading}: none", fontsize=10,
+                ha="center", va="top", fontfamily=FONTS, parse_math=False)
+    if scale:
+        bar = figure.add_axes((0.5 - 1.3 / width, 0.42 / height, 2.6 / width, 0.09 / height))
+        figure.colorbar(plt.cm.ScalarMappable(cmap=SEQUENTIAL), bar, orientation="horizontal",
+                        extend="max", format=PercentFormatter(1, decimals=0), ticks=[0, 0.5, 1])
+        bar.tick_params(labelsize=7, length=2)
+        bar.set_xlabel(scale, size=7.5, labelpad=1)
     save(figure, path)
 
 
@@ -117,15 +165,16 @@ def top_classes(panels: Sequence[tuple], quantity: str, path: str | Path) -> Non
     for (picture, bars), (photo, title, names, shares, true) in zip(cells, panels, strict=False):
         picture.imshow(for_display(photo, (0, 0, *photo.size))[0])
         picture.axis("off")
-        picture.set_title(title, fontsize=7.5, fontfamily=FONTS, parse_math=False)
+        text, size = fitted_lines(printable(title), 7.5, 1.6)
+        picture.set_title(text, fontsize=size, fontfamily=FONTS, parse_math=False)
         places, percents = np.arange(len(names)), 100 * np.asarray(shares)
         bars.barh(places, percents, color=[TRUE_CLASS if right else OTHER_CLASS for right in true])
         for place, percent in zip(places, percents, strict=True):
             text = f"{percent:.0f}" if percent >= 1 else f"{percent:.1f}"
             bars.text(percent + 1, place, "<0.1" if percent < 0.05 else text, va="center",
                       fontsize=7)
-        bars.set_yticks(places, [name if len(name) <= 26 else name[:25] + "…" for name in names],
-                        fontsize=8, fontfamily=FONTS, parse_math=False)
+        texts, sizes = zip(*(fitted(printable(name), 8, 1.6) for name in names), strict=True)
+        bars.set_yticks(places, texts, fontsize=min(sizes), fontfamily=FONTS, parse_math=False)
         bars.set(xlim=(0, 110), ylim=(len(names) - 0.5, -0.5), xticks=range(0, 101, 25))
         bars.spines[["top", "right"]].set_visible(False)
         bars.tick_params(axis="x", labelsize=7)
@@ -133,5 +182,5 @@ def top_classes(panels: Sequence[tuple], quantity: str, path: str | Path) -> Non
     if any(any(true) for *_, true in panels):
         figure.legend(marks, ["true class", "other"], loc="outside upper right", ncols=2,
                       fontsize=8, frameon=False)
-    figure.supxlabel(quantity, fontsize=8.5)
+    figure.supxlabel(quantity, fontsize=8.5, fontfamily=FONTS, parse_math=False)
     save(figure, path)

@@ -14,7 +14,9 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from figures.style import FONTS, LINES, SEQUENTIAL, fitted, save, wrapped
+from figures.style import DIVERGING, FONTS, LINES, SEQUENTIAL, fitted, save, wrapped
+
+SHARE = "share of attention, per patch"  # a quantity that is written in percent
 
 
 def scale_top(heat: np.ndarray) -> float:
@@ -39,8 +41,8 @@ def map_onto_photo(
     x_scale, y_scale = cols / (right - left), rows / (bottom - top)
     values = Image.fromarray(np.ascontiguousarray(grid, dtype=np.float32)).transform(
         (width, height), Image.Transform.AFFINE,
-        (x_scale, 0, -left * x_scale, 0, y_scale, -top * y_scale), Image.Resampling.BICUBIC)
-    values = np.clip(np.asarray(values), grid.min(), grid.max())  # bicubic overshoots
+        (x_scale, 0, -left * x_scale, 0, y_scale, -top * y_scale),
+        Image.Resampling.BILINEAR)  # bicubic would draw a dark ring around each peak
     x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
     seen = ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))[None]
     return np.where(seen, values, np.nan)
@@ -49,17 +51,44 @@ def map_onto_photo(
 def overlay(photo: Image.Image, heat: np.ndarray, top: float | None = None) -> np.ndarray:
     """Blend a photo with its map (``map_onto_photo``) -> (H, W, 3) uint8.
 
-    Pixels that the model did not see are grey. The colours are less transparent where the map is
-    high, so that the photo stays visible elsewhere. ``top`` is the value with the brightest colour,
-    by default the map's own ``scale_top``.
+    Pixels that the model did not see are grey. The colours are more transparent where the map is
+    high, so that the photo stays visible at the places that the map marks, and a line runs where
+    the map reaches half of ``top``, the value with the brightest colour; by default that is the
+    map's own ``scale_top``.
     """
-    pixels = np.asarray(photo, dtype=np.float64) / 255
-    unseen = np.isnan(heat)
     strength = np.clip(np.nan_to_num(heat) / (top or scale_top(heat)), 0, 1)
-    alpha = (0.35 + 0.4 * strength)[..., None]
-    mixed = (1 - alpha) * pixels + alpha * matplotlib.colormaps[SEQUENTIAL](strength)[..., :3]
+    colours = matplotlib.colormaps[SEQUENTIAL]
+    mixed = _blended(photo, heat, colours(strength)[..., :3], 0.6 - 0.35 * strength)
+    marked = strength >= 0.5
+    mixed[_grown(marked) & ~marked] = 0.1  # a dark rim: the line is seen on a bright photo as well
+    mixed[marked & _grown(_grown(~marked))] = colours(1.0)[:3]
+    return (mixed * 255 + 0.5).astype(np.uint8)
+
+
+def difference_overlay(photo: Image.Image, heat: np.ndarray, top: float) -> np.ndarray:
+    """Blend a photo with a map of differences -> (H, W, 3) uint8: red where they are above 0, blue
+    where they are below, in full colour from ``top`` and -``top`` on; grey as in ``overlay``."""
+    strength = np.clip(np.nan_to_num(heat) / top, -1, 1)
+    colours = matplotlib.colormaps[DIVERGING](0.5 + 0.5 * strength)[..., :3]
+    mixed = _blended(photo, heat, colours, 0.2 + 0.4 * abs(strength))
+    return (mixed * 255 + 0.5).astype(np.uint8)
+
+
+def _blended(
+    photo: Image.Image, heat: np.ndarray, colours: np.ndarray, alpha: np.ndarray
+) -> np.ndarray:
+    """(H, W, 3) from 0 to 1: ``colours`` over the photo, and the greyed photo where ``heat`` is
+    nan."""
+    pixels = np.asarray(photo, dtype=np.float64) / 255
     grey = 0.55 + 0.25 * pixels.mean(-1, keepdims=True)
-    return (np.where(unseen[..., None], grey, mixed) * 255 + 0.5).astype(np.uint8)
+    mixed = (1 - alpha[..., None]) * pixels + alpha[..., None] * colours
+    return np.where(np.isnan(heat)[..., None], grey, mixed)
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """``mask`` (H, W) with the pixels beside it."""
+    padded = np.pad(mask, 1)
+    return (mask | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:])
 
 
 def for_display(
@@ -75,53 +104,70 @@ def for_display(
 
 def attention_panel(
     photo: Image.Image, maps: np.ndarray, box: tuple[float, float, float, float],
-    title: str, quantity: str, path: str | Path,
+    title: Sequence[str], quantity: str, path: str | Path, names: Sequence[str] = (),
+    differences: bool = False,
 ) -> np.ndarray:
-    """Original, map and overlay side by side; several maps (heads) as a sheet of overlays.
+    """Original, map and overlay side by side; several maps (heads, classes) as a sheet of overlays
+    with one colour scale, each with its name.
 
-    ``maps`` (heads or 1, rows, cols). Returns the (first) overlay for a sheet of many photos.
+    ``maps`` (1 or more, rows, cols); ``title``: a headline, then notes. With ``differences``, the
+    first map minus each of the others is drawn as well. Returns the first overlay, for a sheet of
+    many photos.
     """
     photo, box = for_display(photo, box)
     heats = [map_onto_photo(grid, box, *photo.size) for grid in maps]
-    overlays = [overlay(photo, heat) for heat in heats]
     if len(maps) > 1:
-        names = [f"head {head}" for head in range(len(maps))]
-        panel_sheet([[("photo", photo), *zip(names, overlays, strict=True)]], title.split("\n"),
-                    path)
+        top = scale_top(maps)
+        overlays = [overlay(photo, heat, top) for heat in heats]
+        panels = [("photo", photo), *zip(names, overlays, strict=True)]
+        legend = _legend(heats[0])
+        if differences:
+            panels += [(f"{names[0]} - {name}", difference_overlay(photo, heats[0] - heat, top))
+                       for name, heat in zip(names[1:], heats[1:], strict=True)]
+            legend += "\nred: the first class has more; blue: the other has more"
+        panel_sheet([panels], title, path, top, legend, quantity)
         return overlays[0]
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.9))
+    drawn = overlay(photo, heats[0])
+    lines = [line for text in title for line in wrapped(one_line(printable(text)), 10, 9.6)]
+    tall = np.clip(2.9 * photo.height / photo.width, 1.6, 3.4)  # inches; a panel is 2.9 wide
+    figure, axes = plt.subplots(1, 3, figsize=(10, tall + 0.4 + 0.18 * len(lines)))
     axes[0].imshow(photo)
     axes[1].set_facecolor("0.7")
     shown = axes[1].imshow(heats[0], cmap=SEQUENTIAL, vmin=0, vmax=scale_top(heats[0]))
-    axes[2].imshow(overlays[0])
+    axes[2].imshow(drawn)
     figure.colorbar(shown, ax=axes, label=quantity, shrink=0.8, extend="max")
-    names = ("photo", "map", "overlay (grey: not seen by the model)"
-             if np.isnan(heats[0]).any() else "overlay")
+    names = ("photo", "map", f"overlay ({_legend(heats[0])})")
     for cell, name in zip(axes, names, strict=True):
         cell.set(xticks=[], yticks=[])
         cell.set_frame_on(False)
-        cell.set_title(name, fontsize=9)
-    figure.suptitle(printable(title), fontsize=10, fontfamily=FONTS, parse_math=False)
+        cell.set_title(name, fontsize=9 if len(name) < 40 else 7)
+    figure.suptitle("\n".join(lines), fontsize=10, fontfamily=FONTS, parse_math=False)
     save(figure, path)
-    return overlays[0]
+    return drawn
+
+
+def _legend(heat: np.ndarray) -> str:
+    """What a map's overlay needs explained."""
+    return "line: half of the scale" + "; grey: not seen by the model" * bool(np.isnan(heat).any())
 
 
 def word_panels(
     photo: Image.Image, maps: np.ndarray, box: tuple[float, float, float, float],
-    words: Sequence[str], title: Sequence[str], path: str | Path,
+    words: Sequence[str], title: Sequence[str], path: str | Path, given: bool = False,
 ) -> None:
     """The photo titled <start>, then an overlay for each word; a row of panels for each head.
 
     ``maps`` (heads or 1, words, rows, cols). One colour scale for all of them: a map that is
-    spread out looks so beside a pointed one.
+    spread out looks so beside a pointed one. ``given``: the caption is not the model's own, and its
+    headline looks different.
     """
     photo, box = for_display(photo, box, side=320)
     top = scale_top(maps)
-    strips = [[("<start>", photo),
-               *((word, overlay(photo, map_onto_photo(grid, box, *photo.size), top))
-                 for word, grid in zip(words, head, strict=True))] for head in maps]
-    unseen = box[0] > 1 or box[1] > 1 or box[2] < photo.width - 1 or box[3] < photo.height - 1
-    panel_sheet(strips, title, path, top, "grey: not seen by the model" if unseen else "")
+    heats = [[map_onto_photo(grid, box, *photo.size) for grid in head] for head in maps]
+    strips = [[("<start>", photo), *((word, overlay(photo, heat, top))
+                                     for word, heat in zip(words, head, strict=True))]
+              for head in heats]
+    panel_sheet(strips, title, path, top, _legend(heats[0][0]), italic=given)
 
 
 # --- panels in rows -----------------------------------------------------------------------------
@@ -132,13 +178,15 @@ TITLE, NOTE, NAME = 12, 8.5, 10  # points
 
 def panel_sheet(
     strips: Sequence[Sequence[tuple[str, Image.Image | np.ndarray]]], title: Sequence[str],
-    path: str | Path, top: float | None = None, legend: str = "",
+    path: str | Path, top: float | None = None, legend: str = "", quantity: str = SHARE,
+    italic: bool = False,
 ) -> None:
     """Strips of (name, picture), broken into rows that fit a page; several strips (heads), which
     share their names, stand one below the other in each row.
 
-    All pictures have one shape, the first is a photo. ``title``: a headline, then notes. ``top``
-    is the end of a colour scale of shares, ``legend`` what is said beside it.
+    All pictures have one shape, the first is a photo. ``title``: a headline, blue and ``italic`` on
+    request, then notes. ``top`` is the end of a colour scale of ``quantity``, ``legend`` what is
+    said beside it.
     """
     photo_width, photo_height = strips[0][0][1].size
     scale = (PANEL if len(strips) <= 4 else 1.1) / max(photo_width, photo_height)
@@ -164,8 +212,9 @@ def panel_sheet(
     y = MARGIN
     for line, size in lines:
         y += size * 1.35 / 72
+        headline = {"color": LINES[0], "style": "italic"} if italic else {"color": "black"}
         sheet.text(width / 2, y - 0.3 * size / 72, line, size=size,
-                   color="black" if size == TITLE else "0.35", **style)
+                   **(headline if size == TITLE else {"color": "0.35"}), **style)
     for number, strip in enumerate(strips):
         for place, (name, picture) in enumerate(strip):
             x = left + place % columns * cell + cell / 2
@@ -181,20 +230,22 @@ def panel_sheet(
     sheet.set(xlim=(0, width), ylim=(height, 0))
     sheet.axis("off")
     if top:
-        _share_scale(figure, top, legend)
+        _colour_bar(figure, top, legend, quantity)
     save(figure, path)
 
 
-def _share_scale(figure: plt.Figure, top: float, legend: str) -> None:
-    """A colour bar of shares at the foot of ``figure``, what ``legend`` says at its right."""
+def _colour_bar(figure: plt.Figure, top: float, legend: str, quantity: str) -> None:
+    """A colour bar of ``quantity`` at the foot of ``figure``, what ``legend`` says at its right."""
     width, height = figure.get_size_inches()
     bar = figure.add_axes((0.3 / width, 0.4 / height, 2.2 / width, 0.09 / height))
     colours = plt.cm.ScalarMappable(plt.Normalize(0, top), SEQUENTIAL)
-    figure.colorbar(colours, bar, orientation="horizontal", extend="max",
-                    ticks=MaxNLocator(3), format=lambda share, _: f"{100 * share:g} %")
+    shown = "{:g} %" if quantity == SHARE else "{:g}"
+    figure.colorbar(colours, bar, orientation="horizontal", extend="max", ticks=MaxNLocator(3),
+                    format=lambda value, _: shown.format(value * (100 if quantity == SHARE else 1)))
     bar.tick_params(labelsize=7, length=2)
-    bar.set_xlabel("share of attention, per patch", size=7.5, labelpad=1)
-    figure.text(2.75 / width, 0.4 / height, legend, size=7.5, color="0.35")
+    bar.set_xlabel(quantity, size=7.5, labelpad=1)
+    lines = [line for text in legend.split("\n") for line in wrapped(text, 7.5, width - 2.85)]
+    figure.text(2.75 / width, 0.54 / height, "\n".join(lines), size=7.5, color="0.35", va="top")
 
 
 # --- position embeddings ------------------------------------------------------------------------
@@ -225,13 +276,14 @@ def position_tiles(
             axis.set_ticks(places * (length + 1) + (length - 1) / 2, [str(p + 1) for p in places],
                            fontsize=7)
         cell.set(xlabel="input patch column", ylabel="input patch row")
-        cell.set_title(name, fontsize=10, parse_math=False)
+        text, size = fitted(printable(name), 10, 4.8)
+        cell.set_title(text, fontsize=size, fontfamily=FONTS, parse_math=False)
         cell.tick_params(length=0)
         cell.set_frame_on(False)
     figure.colorbar(shown, ax=axes[:-1], label="cosine similarity", shrink=0.7, pad=0.01)
     for number, (name, values) in enumerate(by_distance.items()):
         axes[-1].plot(list(values), list(values.values()), "os^Dv"[number % 5] + "-", markersize=3,
-                      color=LINES[number % len(LINES)], label=name)
+                      color=LINES[number % len(LINES)], label=fitted(printable(name), 7, 2)[0])
     axes[-1].set(xlabel="distance (patches)", ylabel="mean cosine similarity", ylim=(-1, 1))
     axes[-1].set_title("by distance", fontsize=10)
     axes[-1].grid(alpha=0.3)

@@ -21,11 +21,17 @@ plt.rcParams.update({"figure.constrained_layout.use": True, "savefig.dpi": 150, 
 
 # Okabe & Ito's palette for lines and viridis for magnitudes: colour-blind readers can read both.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-TRUE_CLASS, OTHER_CLASS = LINES[1], "#9FB4C7"
+TRUE_CLASS, OTHER_CLASS = LINES[2], "#9FB4C7"  # the course draws the true class green
 # A name in Chinese, Japanese or Korean is drawn where one of these is installed, else as boxes.
 FONTS = ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "SimHei",
          "Microsoft YaHei", "Hiragino Sans", "Yu Gothic"]
-SEQUENTIAL = "viridis"
+SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
+
+
+def layer_name(layer: int, count: int) -> str:
+    """What a figure calls a layer that an option counts from 0, or, below 0, from the end."""
+    layer %= count
+    return "last layer" if layer == count - 1 else f"layer {layer + 1} of {count}"
 
 
 def save(figure: plt.Figure, path: str | Path) -> None:
@@ -62,3 +68,9 @@ def fitted(text: str, size: float, width: float) -> tuple[str, float]:
         return text, size
     lines = wrapped(text, small, width)
     return "\n".join(lines[:2])[:None if len(lines) < 3 else -1] + "…" * (len(lines) > 2), small
+
+
+def fitted_lines(text: str, size: float, width: float) -> tuple[str, float]:
+    """As ``fitted`` for each line of ``text``; all are set in the size of the smallest."""
+    lines = [fitted(line, size, width) for line in text.split("\n")]
+    return "\n".join(line for line, _ in lines), min(points for _, points in lines)

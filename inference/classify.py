@@ -20,21 +20,33 @@ from models.classifier import Classifier, open_classifier
 Unreadable = list[tuple[Path, str]]  # files that could not be read, and why
 
 
-def load_classifiers(sources: Sequence[str | Path]) -> list[Classifier]:
-    """The classifiers of ``sources``: files, ``hf:owner/name``, or timm's names with its weights.
+def load_classifiers(
+    sources: Sequence[str | Path], weights: Sequence[str | Path] | None = None,
+    averaged: bool = False, names: str | Path | None = None,
+) -> list[Classifier]:
+    """The classifiers of ``sources``: files, ``hf:owner/name``, or timm's names with its weights,
+    or with ``weights``, a file for each of them, or several for one.
 
-    Raises UserError where the first has no labels, or where not all have the same labels in the
-    same order.
+    ``averaged`` takes the averaged weights (EMA) in the files; ``names`` is a file that says what
+    the classes are called. Raises UserError where the first has no labels, or where not all have
+    the same labels in the same order.
     """
-    classifiers = [replace(open_classifier(source, pretrained=True), source=str(source))
-                   for source in sources]
+    if weights and len(sources) == 1:
+        sources = [*sources] * len(weights)
+    if weights and len(weights) != len(sources):
+        raise UserError(f"{len(weights)} --weights for {len(sources)} models; give a file for each")
+    files = weights or [None] * len(sources)
+    classifiers = [replace(open_classifier(source, not file, file, averaged),
+                           source=str(file or source)).named(names, file)
+                   for source, file in zip(sources, files, strict=True)]
     first = classifiers[0]
     if not first.classes:
-        raise UserError(f"{sources[0]} has no classes; train --model {sources[0]} gives it yours")
-    for source, classifier in zip(sources, classifiers, strict=True):
+        raise UserError(f"{first.source} has no classes; train --model {sources[0]}"
+                        f"{f' --weights {files[0]}' * bool(files[0])} gives it yours")
+    for classifier in classifiers:
         if classifier.classes != first.classes:
-            raise UserError(f"{source} and {sources[0]} have different labels; an ensemble needs "
-                            "the same labels in the same order")
+            raise UserError(f"{classifier.source} and {first.source} have different labels; an "
+                            "ensemble needs the same labels in the same order")
     return classifiers
 
 

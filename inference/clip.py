@@ -71,7 +71,8 @@ def kept_image_features(
              "files": [[path.name, *file_stamp(path)] for path in paths]}
     by_name = {path.name: path for path in paths}
     kept = _read_npz(file)
-    if kept is not None and not {"filenames", "features", "about"} <= set(kept):
+    of_others = kept is not None and not {"filenames", "features", "about"} <= set(kept)
+    if of_others or kept is None and not _may_be_npz(Path(file)):
         raise UserError(f"{file} holds other arrays than embeddings; give --embeddings another "
                         "file name")
     if kept is not None:
@@ -122,6 +123,14 @@ def _read_npz(file: str | Path) -> dict[str, np.ndarray] | None:
             return {name: arrays[name] for name in arrays.files}
     except Exception:  # a damaged file raises many kinds of errors inside numpy's reader
         return None
+
+
+def _may_be_npz(file: Path) -> bool:
+    """Whether nothing is lost where an .npz file that cannot be read is written anew."""
+    if not file.is_file():
+        return True
+    with file.open("rb") as content:
+        return content.read(2) in (b"", b"PK")
 
 
 def _write_npz(file: str | Path, **arrays: np.ndarray) -> None:

@@ -45,6 +45,32 @@ def add_run_options(
     group.add_argument("--seed", type=natural, default=0, help="seed of every random choice")
 
 
+def add_fine_tuned_options(group: argparse._ActionsContainer, several: bool = False) -> None:
+    """A model of timm's with weights that any training left: behind ``open_classifier``."""
+    group.add_argument("--weights", metavar="FILE", nargs="+" if several else None,
+                       help="weights for --model NAME, fine-tuned by any program: the file tells "
+                            "the number of classes" + "; several are an ensemble" * several)
+    add_averaged_option(group)
+
+
+def add_averaged_option(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--ema-weights", action="store_true",
+                       help="take the averaged (EMA) weights that are in the file beside others")
+
+
+def add_names_option(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--names", metavar="FILE",
+                       help="what the classes are called: a list, one a line or JSON, or an object "
+                            "as in id2label.json (default: id2label.json beside --weights)")
+
+
+def add_json_option(parser: argparse.ArgumentParser, *other_names: str) -> None:
+    """The option behind ``inference.results.write_result``."""
+    parser.add_argument("--json", *other_names, metavar="FILE",
+                        help="write the whole result here, as JSON (default: to stdout where that "
+                             "is no terminal; a terminal shows a summary)")
+
+
 def add_captioner_options(parser: argparse.ArgumentParser, key: str = "p2") -> None:
     """The options behind ``inference.caption.open_captioner``. ``complete_captioner_options`` must
     get the same ``key``, the entry point whose checkpoint is the default."""

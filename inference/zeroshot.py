@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import UserError
+from utils import UserError, printable
 
 import numpy as np
 
-from data.files import read_lines
+from data.files import markdown_table, read_lines
+from data.photos import load_image
 from inference.clip import text_features
+from inference.parser import understood
 from metrics import accuracy
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def read_templates(words: Iterable[str]) -> dict[str, list[str]]:
     """
     groups: dict[str, list[str]] = {}
     for word in words:
+        word = word if Path(word).is_file() else understood(word, TEMPLATES)
         if word in TEMPLATES:
             groups[word] = list(TEMPLATES[word])
         elif "{" not in word and Path(word).is_file():
@@ -115,25 +118,30 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # --- accuracy of templates ----------------------------------------------------------------------
 
 
+def classifiers(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """{title: its templates}: each template of ``groups``, the ensemble of each group that has
+    several, and the ensemble of all."""
+    texts = unique(groups)
+    found = {text: [text] for text in texts}
+    found |= {f"ensemble of {Path(name).name} ({len(group)})": list(group)
+              for name, group in groups.items() if len(group) > 1}
+    if len(groups) > 1:
+        found[f"ensemble of all ({len(texts)})"] = texts
+    return found
+
+
 def template_accuracies(
     zero_shot: ZeroShot, images: np.ndarray, targets: np.ndarray,
     groups: Mapping[str, Sequence[str]],
 ) -> list[dict]:
-    """Rows of a table: each template of ``groups``, the ensemble of each group that has several,
-    and the ensemble of all; as ``accuracy_row``.
+    """Rows of a table, one for each of ``classifiers``; as ``accuracy_row``.
 
     ``images`` (N, D) are features of photos whose class indices are ``targets`` (N,).
     """
-    texts = unique(groups)
-    candidates = {text: [text] for text in texts}
-    candidates |= {f"ensemble of {Path(name).name} ({len(group)})": group
-                   for name, group in groups.items() if len(group) > 1}
-    if len(groups) > 1:
-        candidates[f"ensemble of all ({len(texts)})"] = texts
     inside = np.array([inside_imagenet(name) for name in zero_shot.classes.values()])[targets]
     return [{"template": title, "templates": len(templates),
              **accuracy_row(zero_shot.probabilities(images, templates), targets, inside)}
-            for title, templates in candidates.items()]
+            for title, templates in classifiers(groups).items()]
 
 
 def accuracy_row(probabilities: np.ndarray, targets: np.ndarray, inside: np.ndarray) -> dict:
@@ -146,6 +154,23 @@ def accuracy_row(probabilities: np.ndarray, targets: np.ndarray, inside: np.ndar
             row[part] = {key: summary[key]
                          for key in ("correct", "total", "accuracy", "accuracy_95")}
     return row
+
+
+def accuracy_table(rows: Sequence[dict]) -> str:
+    """The rows of ``template_accuracies`` as a Markdown table; names inside and outside ImageNet
+    have columns of their own where there are photos of both."""
+    parts = [part for part in ("inside_imagenet", "outside_imagenet") if part in rows[0]]
+    header = ["template", "accuracy", "95 % interval"]
+    if len(parts) == 2:
+        header += ["names in ImageNet", "95 %", "others", "95 %"]
+    lines = []
+    for row in rows:
+        shown = [row, *(row[part] for part in parts)] if len(parts) == 2 else [row]
+        lines.append([row["template"].replace("|", "\\|")])
+        for summary in shown:
+            low, high = summary["accuracy_95"]
+            lines[-1] += [f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}"]
+    return markdown_table(header, lines)
 
 
 @functools.cache
@@ -161,3 +186,31 @@ def inside_imagenet(name: str) -> bool:
     """Whether ``name`` is one of the names that ImageNet-1k (Russakovsky et al. 2015) gives its
     classes, which are WordNet's lemmas: "tabby" and "tabby cat" are, "cat" is not."""
     return name.replace("_", " ").strip().casefold() in _imagenet_names()
+
+
+# --- the figure of the likeliest classes ---------------------------------------------------------
+
+
+def best_five(row):
+    """Indices of the five largest probabilities, the largest first."""
+    return np.argsort(-row, kind="stable")[:5]
+
+
+def said(templates):
+    """The template, in quotes, or of how many the mean is."""
+    return f"“{printable(templates[0])}”" if len(templates) == 1 else (
+        f"the mean of {len(templates)} templates")
+
+
+def panel(path, row, classes, true):
+    """A panel of ``charts.top_classes``: the photo, its title, and names, probabilities and
+    correctness of the five likeliest classes. ``true`` is the label in the file's name."""
+    labels, best = list(classes), best_five(row)
+    title = printable(path.name)
+    if true in classes:
+        title += f"\ntrue: {printable(classes[true])}, {row[labels.index(true)]:.1%}"
+        rank = int((row > row[labels.index(true)]).sum()) + 1
+        if rank > len(best):
+            title += f" (rank {rank})"
+    return (load_image(path), title, [printable(classes[labels[i]]) for i in best], row[best],
+            [labels[i] == true for i in best])

@@ -21,10 +21,33 @@ def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[floa
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
-def confusion_matrix(targets: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """(classes, classes) counts: row the true class, column the predicted one."""
-    matrix = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(matrix, (targets, predictions), 1)
+def confusions(targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """(pairs, 3): the true class, the predicted one, and how often that occurs, for each pair that
+    does. A matrix of all pairs would grow with the square of the classes."""
+    pairs, counts = np.unique(np.stack([targets, predictions], 1), axis=0, return_counts=True)
+    return np.column_stack([pairs, counts])
+
+
+def classes_to_show(confused: np.ndarray, most: int) -> np.ndarray:
+    """The classes that occur in ``confusions``; where these are more than ``most``, only those that
+    are taken for another or another for them, the ``most`` frequent of these. In ascending order.
+    """
+    occurring = np.unique(confused[:, :2])
+    if len(occurring) <= most:
+        return occurring
+    wrong = confused[confused[:, 0] != confused[:, 1]]
+    errors = sum(np.bincount(wrong[:, side], wrong[:, 2], occurring.max() + 1) for side in (0, 1))
+    shown = occurring[np.argsort(-errors[occurring], kind="stable")][:most]
+    return np.sort(shown[errors[shown] > 0] if len(wrong) else shown)
+
+
+def confusion_matrix(confused: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(len(classes), len(classes)) counts among ``classes``, which are in ascending order: row the
+    true class, column the predicted one."""
+    matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    inside = confused[np.isin(confused[:, :2], classes).all(1)]
+    rows, columns = np.searchsorted(classes, inside[:, :2]).T
+    matrix[rows, columns] = inside[:, 2]
     return matrix
 
 

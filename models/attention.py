@@ -147,13 +147,33 @@ def attention_maps(
     else:
         weights, logits = _relevance_of(model, images, targets)
         weights = weights.unsqueeze(1)
-    rows, cols = patch_grid(model, images)
+    return _over_patches(model, images, weights), logits.detach().float().cpu()
+
+
+def maps_of_layers(
+    model: VisionTransformer, images: torch.Tensor
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The map ``last`` of every layer, (B, rows, cols) each, and the logits (B, classes), by one
+    forward pass."""
+    layers = range(len(model.blocks))
+    queries = slice(1) if has_class_token(model) else slice(None)
+    with torch.no_grad(), capture_attention(model, layers, queries) as captured:
+        logits = model(images)
+    return [_over_patches(model, images, captured[layer].mean(1, keepdim=True))[:, 0]
+            for layer in layers], logits.float().cpu()
+
+
+def _over_patches(
+    model: VisionTransformer, images: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Weights (B, heads, queries, tokens) -> (B, heads, rows, cols): the class token's row, or the
+    mean of the patches' rows where there is no class token."""
     to_patches = weights[..., model.num_prefix_tokens:]  # (B, heads, queries, rows * cols)
     if has_class_token(model):
         row = to_patches[:, :, 0]
     else:
         row = to_patches[:, :, model.num_prefix_tokens:].mean(2)
-    return row.unflatten(-1, (rows, cols)), logits.detach().float().cpu()
+    return row.unflatten(-1, patch_grid(model, images))
 
 
 def rollout(attentions: Sequence[torch.Tensor]) -> torch.Tensor:

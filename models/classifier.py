@@ -10,12 +10,13 @@ from utils import UserError, warn
 
 import torch
 from timm.data import resolve_model_data_config
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from data.labels import as_known, class_indices, read_class_names
 from data.transform import Transform
 from models.checkpoint import check_kind, load_strict, read_tensors, rebuild, save_checkpoint
-from models.foreign import fine_tuned, for_model, foreign_vit, imagenet_or_numbers
+from models.convert import bare_vit, to_timm
+from models.foreign import for_model, foreign_vit, imagenet_or_numbers, pooling_of
 from models.hub import local_file
 from models.timm_models import (
     accepted_arguments,
@@ -23,6 +24,7 @@ from models.timm_models import (
     check_options,
     create,
     described_model,
+    fine_tuned_by_name,
     head_names,
     preprocessing_of,
     probe,
@@ -53,13 +55,29 @@ class Classifier:
         names = head_names(self.architecture, len(self.classes))
         return [parameter for name, parameter in self.model.named_parameters() if name in names]
 
-    def index_of(self, label: str) -> int:
-        """The logit of a label or of a readable name; UserError where there is none."""
-        for index, known in enumerate(self.classes):
-            if label in (known, self.name_of(known)):
-                return index
-        raise UserError(f"the model has no class {label}; it has for example "
-                        f"{', '.join(self.name_of(known) for known in self.classes[:4])}")
+    def index_of(self, label: str, option: str) -> int:
+        """The logit of a label or of a readable name, which ``option`` gives; UserError where there
+        is none."""
+        if not self.classes:
+            raise UserError(f"{option} {label}: the model has no classification head; leave it out")
+        known = {label: self.names.get(label, "") for label in self.classes}
+        return int(class_indices(as_known([label], known), known, option, remedy="give one")[0])
+
+    def named(self, names: str | Path | None, weights: str | Path | None) -> Classifier:
+        """The same classifier with its classes called as the file ``names`` says, else as an
+        id2label.json beside ``weights`` does, where that fits."""
+        if names is not None:
+            return replace(self, names=read_class_names(names, self.classes))
+        found = Path(weights).parent / "id2label.json" if weights else None
+        if self.names or found is None or not found.is_file():
+            return self
+        try:
+            named = replace(self, names=read_class_names(found, self.classes))
+        except UserError as error:
+            warn(f"{error}; it is not used")
+            return self
+        warn(f"the names of the classes are from {found}")
+        return named
 
     def with_model(self, model: nn.Module) -> Classifier:
         """The same classifier with other weights, such as a moving average."""
@@ -85,6 +103,7 @@ def build_classifier(
     crop_pct: float | None = None,
     pretrained: bool | None = None,
     weights: str | Path | None = None,
+    averaged: bool = False,
 ) -> Classifier:
     """A model with a fresh head over ``classes``; ``name`` is timm's name, a file or
     ``hf:owner/name``.
@@ -93,9 +112,17 @@ def build_classifier(
     those of the file ``weights``. Where ``name`` is a file, its weights are taken unless
     ``pretrained`` is False. What depends on the image size, such as the position embedding of a
     ViT (Dosovitskiy et al. 2021, Sec. 3.2), is resampled. A head is kept only from a checkpoint of
-    this project over the same classes. Raises UserError that names the option which does not fit.
+    this project over the same classes. ``averaged`` takes the moving average (EMA) in the file.
+    Raises UserError that names the option which does not fit.
     """
-    source, described, prepared, file = resolve(name)
+    source, described, prepared, file = resolve(name, averaged)
+    weights = weights or (None if pretrained is False else file)
+    if averaged and weights is None:
+        raise UserError("--ema-weights takes averaged weights from a file; give --weights FILE")
+    tensors, metadata = (None, {}) if weights is None else read_tensors(weights, averaged)
+    if tensors is not None and not metadata:
+        tensors = to_timm(bare_vit(tensors, weights), weights)
+        described |= pooling_of(tensors)
     shapes = probe(source, **described)
     check_options(name, shapes, image_size, num_heads, drop_path)
     accepted = accepted_arguments(shapes)
@@ -112,15 +139,15 @@ def build_classifier(
     model = create(source, bool(pretrained) and not file, num_classes=len(classes), **args)
     classifier = Classifier(model, preprocessing, classes, names or {},
                             {"name": source, "args": args}, {})
-    weights = weights or (None if pretrained is False else file)
-    if weights is not None:
-        _load_body(classifier, weights)
+    if tensors is not None:
+        _load_body(classifier, tensors, metadata, weights)
     return classifier
 
 
-def _load_body(classifier: Classifier, path: str | Path) -> None:
+def _load_body(
+    classifier: Classifier, tensors: dict[str, Tensor], metadata: dict, path: str | Path
+) -> None:
     """Load everything but the head; the head too where the file's is over the same classes."""
-    tensors, metadata = read_tensors(path)
     tensors = for_model(classifier.model, tensors, path)
     if metadata.get("classes") != classifier.classes:
         fresh = classifier.model.state_dict()
@@ -129,13 +156,13 @@ def _load_body(classifier: Classifier, path: str | Path) -> None:
     load_strict(classifier.model, tensors, path)
 
 
-def resolve(name: str) -> tuple[str, dict, dict, Path | None]:
+def resolve(name: str, averaged: bool = False) -> tuple[str, dict, dict, Path | None]:
     """timm's name, a file or ``hf:owner/name`` -> (timm's name, timm's arguments, preprocessing,
     file with weights); the last three are empty where timm's name was given."""
     file = local_file(name)
     if file is None:
         return name, {}, {}, None
-    found = load_classifier(file)
+    found = load_classifier(file, averaged)
     return found.architecture["name"], found.architecture["args"], found.preprocessing, file
 
 
@@ -147,22 +174,23 @@ def open_classifier(
 
     A model of timm's name gets timm's weights (``pretrained``), those of the file ``weights``, or
     random ones, with a warning. The file may come from any training, in any of the usual wrappers:
-    its tensors tell a ViT's number of classes and image size. ``averaged`` takes the moving average
-    of the weights (EMA) that the training kept beside them.
+    its tensors tell the number of classes, and a ViT's image size. ``averaged`` takes the moving
+    average of the weights (EMA) that the training kept beside them.
     """
     file, name, args = local_file(source), str(source), {}
     if file is not None and weights is not None:
         raise UserError(f"{source} brings its own weights; --weights goes with a model's name")
     if file is not None:
         return load_classifier(file, averaged)
+    if averaged and weights is None:
+        raise UserError(f"--ema-weights takes averaged weights from a file, and {source} is a "
+                        "name; give --weights FILE")
     tensors, metadata = (None, {}) if weights is None else read_tensors(weights, averaged)
     if metadata:
         warn(f"{weights} describes its model itself: it is opened as that, not as a {name}")
         return load_classifier(weights)
     if tensors is not None:
-        shapes = probe(name)
-        if isinstance(shapes, VisionTransformer):
-            tensors, args = fine_tuned(shapes, tensors, weights)
+        tensors, args = fine_tuned_by_name(name, tensors, weights)
     model = create(name, pretrained and tensors is None, **args)
     if tensors is not None:
         load_strict(model, for_model(model, tensors, weights), weights)

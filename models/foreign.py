@@ -24,6 +24,7 @@ from timm.layers import LayerNorm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from models.checkpoint import without_prefix
 from models.convert import TRANSFORMERS, Layout, Tensors, bare_vit, to_timm, vit_layout
 from models.hub import beside
 from models.processor import WRONG, described_processor, processor_fields, sized
@@ -191,6 +192,8 @@ def for_model(model: nn.Module, tensors: Tensors, source: object) -> Tensors:
         if theirs and theirs != ours:  # timm would resample them
             raise UserError(f"{source} does not fit the model: its patches have {theirs[0]} × "
                             f"{theirs[1]} pixels, the model's {ours[0]} × {ours[1]}")
+    else:
+        tensors = inner_tensors(model, tensors, source)
     # Most families of timm have one, which also knows older layouts of their own.
     adapt = getattr(inspect.getmodule(type(model)), "checkpoint_filter_fn", None)
     try:
@@ -199,6 +202,15 @@ def for_model(model: nn.Module, tensors: Tensors, source: object) -> Tensors:
             return adapt(tensors, model) if adapt else tensors
     except Exception as error:  # tensors of another model fail in many ways there
         raise UserError(f"{source} does not fit the model: {one_line(error)}") from None
+
+
+def inner_tensors(model: nn.Module, tensors: Tensors, source: object) -> Tensors:
+    """``tensors`` without the prefix under which a larger module held ``model`` (``backbone.``)."""
+    names = list(model.state_dict())
+    prefixes = {key[:-len(names[0])] for key in tensors if f".{key}".endswith(f".{names[0]}")}
+    found = {prefix: sum(prefix + name in tensors for name in names) for prefix in prefixes}
+    prefix = max(found, key=found.get, default="")
+    return without_prefix(tensors, rf"({re.escape(prefix)})?", source)
 
 
 def fine_tuned(
@@ -212,8 +224,7 @@ def fine_tuned(
     args = {"num_classes": head[0] if len(head) == 2 else 0}
     if not args["num_classes"]:
         warn(f"{source} has no classification head")
-    if "fc_norm.weight" in tensors and "norm.weight" not in tensors:
-        args["global_pool"] = "avg"
+    args |= pooling_of(tensors)
     positions = getattr(tensors.get("pos_embed"), "shape", ())
     if len(positions) == 3 and model.pos_embed is not None:
         patches = model.patch_embed.num_patches
@@ -225,3 +236,9 @@ def fine_tuned(
             warn(f"{source} was trained on photos of {side * rows} × {side * cols} pixels, which "
                  "are used")
     return tensors, args
+
+
+def pooling_of(tensors: Tensors) -> dict:
+    """What timm's builder must be told of a ViT whose last norm is behind the pooling, else {}."""
+    behind = "fc_norm.weight" in tensors and "norm.weight" not in tensors
+    return {"global_pool": "avg"} if behind else {}

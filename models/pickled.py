@@ -116,7 +116,8 @@ def _unwrapped(content: object, path: Path, averaged: bool) -> Tensors:
         if len(known) > 1:
             warn(f"{path} holds several state dicts, {_listed(known)}: the first is used")
         if means:
-            warn(f"{path} also holds averaged (EMA) weights, {_listed(means)}, which are not used")
+            warn(f"{path} also holds averaged (EMA) weights, {_listed(means)}, which are not used "
+                 "(the p1 scripts take them with --ema-weights)")
         return others[known[0]]
     rest = dict.fromkeys(known) or others or means
     if len(rest) == 1:

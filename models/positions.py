@@ -13,14 +13,15 @@ from models.vit import open_vit
 
 
 def position_embedding(
-    source: str | Path, pretrained: bool = False, weights: str | Path | None = None
+    source: str | Path, pretrained: bool = False, weights: str | Path | None = None,
+    averaged: bool = False,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """((patches, C), (rows, cols)): the position embedding of the patches of ``source``, without
     that of prefix tokens.
 
     Raises UserError for a model without one, such as a model with rotary positions alone.
     """
-    model = open_vit(source, pretrained, weights).model
+    model = open_vit(source, pretrained, weights, averaged).model
     embedding, grid = model.pos_embed, tuple(model.patch_embed.grid_size)
     if embedding is None:
         raise UserError(f"{source} has no position embedding to draw; give another model")

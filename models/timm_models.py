@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import inspect
 
-from utils import UserError, one_line
+from utils import UserError, one_line, warn
 
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from models.foreign import ARGUMENTS, for_timm, nearest_names, timm_resize
+from models.convert import Tensors
+from models.foreign import (
+    ARGUMENTS,
+    fine_tuned,
+    for_model,
+    for_timm,
+    nearest_names,
+    timm_resize,
+)
 from models.hub import go_offline_without_network
 
 SHARED_ARGUMENTS = {"img_size", "drop_path_rate"}  # of families other than VisionTransformer
@@ -142,6 +150,20 @@ def head_names(architecture: dict, classes: int) -> set[str]:
             architecture["name"], **architecture["args"], num_classes=count).state_dict().items()}
         for count in (classes, classes + 1))
     return {key for key, shape in shapes.items() if shape != others[key]}
+
+
+def fine_tuned_by_name(name: str, tensors: Tensors, source: object) -> tuple[Tensors, dict]:
+    """A file's tensors, and what timm's builder must be told for them beside ``name``; for a model
+    other than a ViT, the number of classes."""
+    model = probe(name)
+    if isinstance(model, VisionTransformer):
+        return fine_tuned(model, tensors, source)
+    known = for_model(model, tensors, source)
+    head = head_names({"name": name, "args": {}}, model.num_classes or 1)
+    sizes = {len(known[key]) for key in head if key in known and known[key].ndim}
+    if not sizes:
+        warn(f"{source} has no classification head")
+    return tensors, {"num_classes": max(sizes, default=0)}
 
 
 def preprocessing_of(model: nn.Module, config: dict) -> dict:

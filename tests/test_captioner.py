@@ -43,7 +43,7 @@ from models.gpt2 import GPT2Config
 from models.peft import identity_of, insert, method_of, save_peft
 from models.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, train_bpe
 from models.vit_gpt2 import ViTGPT2, add_cross_attention, build_captioner
-from training.loop import parameter_groups
+from training.optimizers import parameter_groups
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image
 import p1_attn_map
 import p1_pos_embed_vis as positions
 from data.photos import list_images
+from figures import maps
 from inference.arrays import npz_writer
 from metrics import faithfulness
 from models import attention
@@ -64,8 +66,10 @@ def test_each_photo_has_its_own_map_and_figure(tmp_path, photos, checkpoint, her
         assert row["filename"] == path.name and row["label"] == str(logits.argmax().item())
         assert row["probability"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-4)
         assert 0 <= row["entropy_bits"][0] <= 2.0001
-        assert (tmp_path / f"{path.stem}.png").exists()
-    assert min(Image.open(tmp_path / "sheet.png").size) > 300
+        figure = path.stem if method == "last" else f"{path.stem}_{method}"
+        assert (tmp_path / f"{figure}.png").exists() and Path(row["figure"]).stem == figure
+    sheet = "sheet" if method == "last" else f"sheet_{method}"
+    assert min(Image.open(tmp_path / f"{sheet}.png").size) > 300
 
 
 def test_heads_layers_and_files(tmp_path, photos, checkpoint, here):
@@ -88,14 +92,39 @@ def test_any_vit_of_timms_by_name(tmp_path, photos, here):
 
 
 def test_relevance_for_a_chosen_class(tmp_path, photos, checkpoint, here):
-    maps = []
-    for name in ("0", "name 1"):
+    found = []
+    for name in ("0", "Name_1"):
         result = here("--images", photos, "--limit", "1", "--output", tmp_path, "--checkpoint",
                       checkpoint, "--method", "relevance", "--class", name, "--npz",
                       tmp_path / "maps.npz", *CPU)
         assert result.returncode == 0, result.stderr
-        maps.append(np.load(tmp_path / "maps.npz")["maps"])
-    assert np.abs(maps[0] - maps[1]).max() > 1e-4
+        found.append(np.load(tmp_path / "maps.npz")["maps"])
+    assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
+def test_several_classes_have_one_panel_each_and_their_difference(
+        tmp_path, photos, checkpoint, here, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(maps, "panel_sheet", lambda *parts: drawn.append(parts))
+    result = here("--images", photos, "--limit", "1", "--output", tmp_path, "--checkpoint",
+                  checkpoint, "--method", "relevance", "--class", "0", "name 1", "2", "--npz",
+                  tmp_path / "maps.npz", *CPU)
+    assert result.returncode == 0, result.stderr
+    assert np.load(tmp_path / "maps.npz")["maps"].shape == (1, 3, 2, 2)
+    (strip,), title = drawn[0][:2]
+    names = [name for name, _ in strip]
+    assert len(names) == 6 and names[0] == "photo"
+    assert names[4:] == [f"{names[1]} - {names[2]}", f"{names[1]} - {names[3]}"]
+    assert f"relevance for {', '.join(names[1:4])}" in title[1] and checkpoint.name in title[1]
+    assert Path(json.loads(result.stdout)["images"][0]["figure"]).stem.endswith(
+        "_relevance_0_name-1_2")
+
+
+def test_one_photo_into_one_file(tmp_path, photos, checkpoint, here):
+    result = here("--images", photos, "--limit", "1", "--output", tmp_path / "new" / "one.PNG",
+                  "--checkpoint", checkpoint, *CPU)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["one.PNG"]
 
 
 def test_faithfulness_compares_every_method_with_chance(tmp_path, photos, checkpoint, here):
@@ -117,8 +146,8 @@ def test_deletion_of_a_model_that_uses_one_patch():
         return images[:, 0, 4:, :4].mean((1, 2))  # patch 2 of a 2 × 2 grid
 
     areas = {}
-    for name, maps in (("right", right), ("wrong", wrong)):
-        order = faithfulness.most_important_first(maps)
+    for name, one_hot in (("right", right), ("wrong", wrong)):
+        order = faithfulness.most_important_first(one_hot)
         assert order[0, 0] == (2 if name == "right" else 1)
         curves = [faithfulness.curve(score, before, after, order, (2, 2), steps=4)
                   for before, after in ((photo, grey), (grey, photo))]
@@ -132,8 +161,11 @@ def test_deletion_of_a_model_that_uses_one_patch():
     (["--images", "photos/0_000.png", "gone.png"], 1, "gone.png is no file"),
     (["--images", "photos", "--layer", "9"], 1, "layer 9 does not exist"),
     (["--images", "photos", "--heads", "each", "--method", "rollout"], 1, "mixes the heads"),
-    (["--images", "photos", "--method", "relevance", "--class", "dog"], 1, "no class dog"),
+    (["--images", "photos", "--method", "relevance", "--class", "nam 1"], 1,
+     "did you mean name 1?"),
     (["--images", "photos", "--class", "0"], 1, "--class goes with --method relevance"),
+    (["--images", "photos", "--layer", "0", "--method", "rollout"], 1, "goes with --method last"),
+    (["--images", "photos", "--output", "x.png"], 1, "give a folder"),
     (["--images", "photos", "--faithfulness", "--npz", "x.npz"], 1, "--npz has no effect with"),
     (["--images", "photos", "--faithfulness", "--layer", "0"], 1, "--layer has no effect with"),
     (["--images", "photos", "--method", "magic"], 2, "--method"),
@@ -310,7 +342,7 @@ def test_positions_bad_input_gets_one_line(tmp_path, capsys, monkeypatch, words,
 
 
 def test_one_model_at_a_time_has_its_arrays_kept(tmp_path):
-    result = run_script(POSITIONS, "--model", "sincos2d", "--model", "sincos2d", "--npz", "x.npz",
+    result = run_script(POSITIONS, "--model", "sincos2d", "--model", TINY, "--npz", "x.npz",
                         cwd=tmp_path)
     assert result.returncode == 1 and not list(tmp_path.iterdir())
     assert len(error_lines(result)) == 1 and "one model" in result.stderr

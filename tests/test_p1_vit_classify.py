@@ -179,6 +179,11 @@ def test_eval_reports_and_draws(tmp_path, photos, checkpoint):
     assert 0 <= low <= printed["accuracy"] <= high <= 1
     assert {label: (row["name"], row["total"]) for label, row in printed["per_class"].items()} == {
         label: (f"name {label}", 4) for label in CLASSES}
+    with open(tmp_path / "figures" / "confusion.csv", newline="") as file:
+        confused = list(csv.DictReader(file))
+    assert sum(int(row["count"]) for row in confused) == 12
+    assert sum(int(row["count"]) for row in confused
+               if row["true"] == row["predicted"]) == printed["correct"]
     for name in ("confusion.png", "errors.png"):
         assert min(Image.open(tmp_path / "figures" / name).size) > 300
         assert name in result.stderr
@@ -230,8 +235,10 @@ def test_the_interval_is_wilsons():
 def test_confusions_and_confident_errors():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]])
     targets = np.array([1, 1, 0, 0])
+    confused = accuracy.confusions(targets, probabilities.argmax(1))
+    assert confused.tolist() == [[0, 1, 2], [1, 0, 1], [1, 1, 1]]
     np.testing.assert_array_equal(
-        accuracy.confusion_matrix(targets, probabilities.argmax(1), 2), [[0, 2], [1, 1]])
+        accuracy.confusion_matrix(confused, np.arange(2)), [[0, 2], [1, 1]])
     assert accuracy.confident_errors(probabilities, targets).tolist() == [0, 3, 2]
 
 

@@ -34,6 +34,7 @@ from data.photos import list_images
 from data.transform import Transform
 from figures import maps as figure_maps
 from figures import style
+from inference import words as words_of
 from models.captioner_files import load_captioner
 from models.clip import build_clip, save_clip
 from models.decoding import Search, generate
@@ -98,7 +99,7 @@ def test_maps_equal_transformers_eager_attention(layer):
     captioner.tokenizer.words = one_word_a_token
     memory = memory_of(3, seed=5)
     rows = [[4, 9, 9, 17, 0], [3, 0], [8, 21, 4, 0]]  # they end at different steps
-    for image, (words, maps) in enumerate(p2_attn_vis.word_maps(captioner, memory, rows, layer)):
+    for image, (words, maps) in enumerate(words_of.word_maps(captioner, memory, rows, layer)):
         alone = theirs(torch.tensor([[0, *rows[image][:-1]]]), output_attentions=True,
                        encoder_hidden_states=memory.features[image:image + 1])
         expected = alone.cross_attentions[layer][0]  # (heads, tokens, patches)
@@ -134,10 +135,10 @@ def test_maps_of_beam_search_are_those_of_the_winning_beam():
             encoder_outputs=BaseModelOutput(last_hidden_state=memory.features), num_beams=3,
             do_sample=False, max_new_tokens=10, early_stopping=False, length_penalty=1.0,
             output_attentions=True, return_dict_in_generate=True)
-        written = p2_attn_vis.written_captions(biased(captioner, 1.5), memory,
+        written = words_of.written_captions(biased(captioner, 1.5), memory,
                                                Search(beams=3, max_length=10))
         rows = [ids for _, ids in written]
-        for image, (_, maps) in enumerate(p2_attn_vis.word_maps(captioner, memory, rows, -1)):
+        for image, (_, maps) in enumerate(words_of.word_maps(captioner, memory, rows, -1)):
             assert rows[image] == result.sequences[image, 1:len(rows[image]) + 1].tolist()
             beams = result.beam_indices[image, :len(rows[image])].tolist()
             changed_beams += len(set(beams)) > 1
@@ -152,21 +153,21 @@ def test_two_photos_in_either_order_have_the_maps_they_have_alone(captioner, fol
     paths = list_images(folder)[:2]
     end = captioner.tokenizer.end_id
     rows = [[*captioner.tokenizer.encode(text), end] for text in TEXTS[1:3]]
-    alone = [p2_attn_vis.word_maps(captioner, encoded(captioner, [path]), [row], -1)[0][1]
+    alone = [words_of.word_maps(captioner, encoded(captioner, [path]), [row], -1)[0][1]
              for path, row in zip(paths, rows, strict=True)]
     for order in ([0, 1], [1, 0]):
         memory = encoded(captioner, [paths[i] for i in order])
-        found = p2_attn_vis.word_maps(captioner, memory, [rows[i] for i in order], -1)
+        found = words_of.word_maps(captioner, memory, [rows[i] for i in order], -1)
         for place, image in enumerate(order):
             np.testing.assert_allclose(found[place][1], alone[image], atol=1e-6)
-    same = p2_attn_vis.word_maps(captioner, encoded(captioner, paths), [rows[0]] * 2, -1)
+    same = words_of.word_maps(captioner, encoded(captioner, paths), [rows[0]] * 2, -1)
     assert np.abs(same[0][1] - same[1][1]).max() > 1e-3  # the photos do matter
 
 
 def test_a_word_of_several_tokens_has_the_mean_of_their_maps(captioner, folder):
     memory = encoded(captioner, list_images(folder)[:1])
     ids = [*captioner.tokenizer.encode("a 猫 dog"), captioner.tokenizer.end_id]
-    (words, maps), = p2_attn_vis.word_maps(captioner, memory, [ids], -1)
+    (words, maps), = words_of.word_maps(captioner, memory, [ids], -1)
     every = captioner.cross_attention(memory, torch.tensor([ids]))[0].detach()
     assert words == ["a", "猫", "dog", "<end>"] and len(ids) > 4
     merged = dict(captioner.tokenizer.words(ids))["猫"]
@@ -183,13 +184,13 @@ def test_raw_scores_are_never_drawn_as_attention(captioner, folder, monkeypatch)
         monkeypatch.setattr(captioner, "cross_attention",
                             lambda *args, spoil=spoil: spoil(plain(*args)))
         with pytest.raises(RuntimeError, match="miss a sum of 1"):
-            p2_attn_vis.word_maps(captioner, memory, [[5, 6]], -1)
+            words_of.word_maps(captioner, memory, [[5, 6]], -1)
 
 
 def test_numbers_of_known_maps():
     one_hot, even = np.zeros((2, 4), np.float32), np.full((2, 4), 1 / 8, np.float32)
     one_hot[1, 2] = 1
-    pointed, spread = p2_attn_vis.numbers(np.stack([one_hot, even]))
+    pointed, spread = words_of.numbers(np.stack([one_hot, even]))
     assert pointed == {"entropy_bits": 0, "entropy_share": 0,
                        "peak": {"row": 1, "col": 2, "share": 1}}
     assert spread["entropy_bits"] == 3 and spread["entropy_share"] == 1
@@ -363,7 +364,7 @@ def test_each_photo_has_its_figure_numbers_and_arrays(tmp_path, folder, checkpoi
         ids, = generate(captioner, memory, Search(beams=3))
         assert row["filename"] == path.name and row["caption"] == captioner.tokenizer.decode(ids)
         ids = [*ids, captioner.tokenizer.end_id][:LENGTH]
-        (words, maps), = p2_attn_vis.word_maps(captioner, memory, [ids], -1)
+        (words, maps), = words_of.word_maps(captioner, memory, [ids], -1)
         assert (words[-1] == "<end>") == (ids[-1] == captioner.tokenizer.end_id)
         assert kept[f"{path.stem}.words"].tolist() == words == [w["word"] for w in row["words"]]
         assert kept[path.stem].shape == (len(words), 10, 10) and row["grid"] == [10, 10]
@@ -444,7 +445,7 @@ def test_given_captions_are_drawn_whatever_the_captioner_would_write(
     warning, = error_lines(result)
     assert paths[2].name in warning and f"the {LENGTH} that the captioner can write" in warning
     ids = [*captioner.tokenizer.encode(texts[0]), captioner.tokenizer.end_id]
-    (_, maps), = p2_attn_vis.word_maps(captioner, encoded(captioner, paths[:1]), [ids], -1)
+    (_, maps), = words_of.word_maps(captioner, encoded(captioner, paths[:1]), [ids], -1)
     np.testing.assert_allclose(kept[paths[0].stem], maps.mean(0), atol=1e-5)
 
 

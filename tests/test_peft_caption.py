@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -55,7 +56,7 @@ def compare_words(world, photos) -> list:
     return ["compare", *words, *(f"--eval-{word[2:]}" if str(word).startswith("--") else word
                                  for word in words), "--base", world / "base.safetensors", "--out",
             world / "runs", "--bootstrap", "20", "--clip", world / "clip.safetensors", "--rank",
-            "2", "--bottleneck", "4", "--lr-of", "full=0.003", *RUN]
+            "2", "--bottleneck", "4", "--lr-of", "full=0.003", "--html", world / "page.html", *RUN]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,22 @@ def test_a_comparison_is_one_table_of_every_method(world):
     assert (world / "runs" / "compared.md").read_text().count("\n") == 7
     assert (world / "runs" / "curves.png").stat().st_size > 10000
     assert len(list((world / "runs" / "features").iterdir())) == 3  # one encoding for all
+
+
+def test_the_page_of_a_comparison_has_every_caption(world, photos):
+    text = (world / "page.html").read_text()
+    data = json.loads(re.search(r'id="page">(.*?)</script>', text)[1])
+    assert [method["name"] for method in data["methods"]] == list(PEFT_LR)
+    assert [entry["name"] for entry in data["entries"]] == [
+        path.name for path in list_images(photos)]
+    for number, method in enumerate(PEFT_LR):
+        rows = read_csv(world / "runs" / method / "per_image_beam3.csv")
+        result = json.loads((world / "runs" / method / "result.json").read_text())["beam 3"]
+        assert f"CIDEr {result['metrics']['CIDEr']:.3f}" in data["methods"][number]["note"]
+        for row, entry in zip(rows, data["entries"], strict=True):
+            answer = entry["answers"][number]
+            assert (row["caption"], float(row["CIDEr"])) == (answer["text"], answer["score"])
+            assert len(entry["truth"]) == 3
 
 
 def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_path, monkeypatch):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from utils import ArgumentParser
-
 import pytest
 from conftest import TINY, inside
 
 import p1_vit_classify
+from inference.parser import Parser
 from training.classify import starts_at_random
 
 RANDOM = "the weights start at random; --pretrained or --weights FILE starts from others"
 
 
 def test_a_terminal_sees_at_once_that_the_script_runs(monkeypatch, capsys):
-    parser = ArgumentParser(prog="x.py")
+    parser = Parser(prog="x.py")
     parser.parse_args([])
     assert capsys.readouterr().err == ""  # a log has only what matters
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -33,7 +33,8 @@ from conftest import (
 import p1_vit_classify
 from training import loop
 from training.classify import train_classifier
-from training.loop import Diverged, EpochSampler, Task, lr_factor
+from training.loop import Diverged, EpochSampler, Task
+from training.optimizers import lr_factor
 from training.recipe import Recipe
 
 
@@ -116,6 +117,17 @@ def test_the_plain_optimizers_are_torchs(tmp_path, name, reference):
         optimizer.step()
     fit(tmp_path, model, points, optimizer=name)
     torch.testing.assert_close(model.weight, other.weight)
+
+
+def test_each_optimizer_has_its_own_defaults(tmp_path, capsys):
+    assert [(Recipe(optimizer=name).lr, Recipe(optimizer=name).weight_decay)
+            for name in ("adamw", "adam", "sgd")] == [(1e-4, 0.05), (1e-4, 0), (1e-2, 5e-4)]
+    assert Recipe(optimizer="sam", sam_base="adamw").weight_decay == 0.05  # that of its base
+    assert Recipe(optimizer="sgd", lr=1e-3, weight_decay=0).weight_decay == 0
+    fit(tmp_path, linear(), optimizer="sgd", lr=None)
+    assert "optimizer sgd: lr 0.01, weight decay 0.0005, momentum 0.9" in capsys.readouterr().err
+    # What a resume compares is the value in use: one that is typed equals the default.
+    fit(tmp_path, linear(), resume=True, optimizer="sgd", lr=0.01, weight_decay=5e-4)
 
 
 def test_accumulation_changes_memory_not_the_result(tmp_path):
@@ -259,6 +271,8 @@ def test_two_processes_train_one_model(tmp_path, capsys):
         tmp_path / "spy.py", *words, "--out", tmp_path / "two", PYTHONPATH=str(ROOT),
         SPY_OUT=str(tmp_path))
     assert together.returncode == 0, together.stderr
+    wrote = [line for line in together.stderr.splitlines() if line.startswith("wrote best")]
+    assert len(wrote) == 1 and together.stderr.count("epoch 1  lr") == 1  # one process tells it
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
 

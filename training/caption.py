@@ -37,12 +37,14 @@ from models.hub import local_file
 from models.vit import build_vit
 from models.vit_gpt2 import add_cross_attention, gpt2_base
 from training.language import fresh_base
-from training.loop import Task, check_out, fit_recipe, parameter_groups
+from training.loop import Task, check_out, fit_recipe
+from training.optimizers import parameter_groups
 from training.options import FRESH_DECODER
 from training.photo_source import photo_source
 from training.recipe import (
     CaptionOptions,
     Recipe,
+    announce,
     check_files,
     describe_training,
     photos_digest,
@@ -84,6 +86,8 @@ def train_captioner(args: argparse.Namespace) -> list[dict]:
         save_captioner(path, model, **about, metrics=row)
 
     task = caption_task(captioner, images, val, Search.from_args(args), save, recipe, options)
+    announce(f"{len(images):,} photos with {sum(map(len, images.values())):,} captions, "
+             f"{sum(map(len, val)):,} photos to validate on", captioner, recipe)
     return fit_recipe(captioner, task, recipe, args)
 
 

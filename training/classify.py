@@ -35,7 +35,7 @@ from training.distillation import (
     prepare_with_teachers,
 )
 from training.loop import Task, check_out, fit_recipe
-from training.recipe import Recipe, check_files, describe_training, photos_digest
+from training.recipe import Recipe, announce, check_files, describe_training, photos_digest
 
 
 def train_classifier(args: argparse.Namespace) -> list[dict]:
@@ -54,6 +54,8 @@ def train_classifier(args: argparse.Namespace) -> list[dict]:
     recipe = Recipe.from_args(args)
     classifier = starting_classifier(args, photos.classes, names)
     task = classifier_task(classifier, photos, teachers, recipe, args)
+    announce(f"{len(photos.train.paths):,} photos of {len(photos.classes)} classes, "
+             f"{len(photos.val.paths):,} to validate on", classifier.model, recipe)
     if starts_at_random(args) and not args.resume:
         warn("the weights start at random; --pretrained or --weights FILE starts from others")
     history = fit_recipe(classifier.model, task, recipe, args)
@@ -120,7 +122,8 @@ def starting_classifier(
         # --no-pretrained starts from random weights even where --weights is given, so that a
         # sweep can compare both.
         pretrained=False if args.weights else args.pretrained,
-        weights=None if args.pretrained is False else args.weights)
+        weights=None if args.pretrained is False else args.weights,
+        averaged=args.ema_weights and args.pretrained is not False)
     if args.freeze:
         classifier.model.requires_grad_(False)
         for parameter in classifier.head:

@@ -33,8 +33,9 @@ from training.clip_targets import (
     target_settings,
     tower_features,
 )
-from training.loop import Task, check_out, fit_recipe, parameter_groups
-from training.recipe import Recipe, check_files, describe_training, photos_digest
+from training.loop import Task, check_out, fit_recipe
+from training.optimizers import parameter_groups
+from training.recipe import Recipe, announce, check_files, describe_training, photos_digest
 
 PHRASES = ("{}", "a {}", "a photo of a {}", "this is a photo of {}", "the {}", "a picture of a {}",
            "a small photo of the {}", "a blurry photo of a {}.", "two {}s", "some {}",
@@ -157,6 +158,7 @@ def train_words(args) -> list[dict]:
         "pairs": photos_digest([path for source in named for path in source],
                                [[name] for source in named for name in source.values()]),
         "tokenizer's vocabulary": digest(vocabulary)}
+    announce(f"{len(names.names):,} names", model, recipe)
     return fit_recipe(model, task, recipe, args)
 
 

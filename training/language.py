@@ -20,9 +20,17 @@ from models.captioner_files import save_captioner
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe
 from models.vit_gpt2 import build_captioner
-from training.loop import Task, check_out, fit_recipe, parameter_groups
+from training.loop import Task, check_out, fit_recipe
+from training.optimizers import parameter_groups
 from training.options import FRESH_DECODER, MAX_LENGTH
-from training.recipe import Recipe, check_files, describe_training, short_digest, texts_digest
+from training.recipe import (
+    Recipe,
+    announce,
+    check_files,
+    describe_training,
+    short_digest,
+    texts_digest,
+)
 
 
 def pretrain(args: argparse.Namespace) -> list[dict]:
@@ -43,6 +51,7 @@ def pretrain(args: argparse.Namespace) -> list[dict]:
         save_captioner(path, model, **about, metrics=row)
 
     task = language_task(base, texts, val_texts, save, recipe, args.label_smoothing)
+    announce(f"{len(texts):,} captions, {len(val_texts):,} to validate on", base, recipe)
     return fit_recipe(base, task, recipe, args)
 
 

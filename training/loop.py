@@ -1,4 +1,4 @@
-"""One training loop for every model of the project: epochs, optimizers, schedules, EMA, resume.
+"""One training loop for every model of the project: epochs, SAM's two passes, EMA, resume.
 
 It knows no model and no data set: it is given a dataset, a loss, and functions that evaluate and
 save. It is exact: all randomness comes from (seed, epoch, rank), and the whole state is written
@@ -20,7 +20,6 @@ from utils import UserError, one_line, progress, warn, whole_file
 import numpy as np
 import torch
 from accelerate import Accelerator
-from pytorch_optimizer import SAM
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -28,8 +27,9 @@ from data.compute import autocast
 from data.files import write_csv
 from models.checkpoint import check_weights, digest
 from training.batch_norm import share_running_statistics, training_mode
+from training.optimizers import lr_factor, make_optimizer
 from training.processes import explained_workers, forget_ranks
-from training.recipe import Recipe, check_same, deciding_options
+from training.recipe import Recipe, check_out, check_same, deciding_options, describe_optimizer
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Diverged(UserError):
 def fit_recipe(model: nn.Module, task: Task, recipe: Recipe, args) -> list[dict]:
     """``fit`` into ``args.out``, where a resume must repeat every option of ``args``."""
     task.settings = deciding_options(args, recipe) | task.settings
+    warn(describe_optimizer(recipe))
     history = fit(model, task, recipe, Path(args.out), args.resume)
     warn(f"wrote best.safetensors, last.safetensors and history.csv into {args.out}")
     return history
@@ -153,8 +154,7 @@ def _train_epoch(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, float] = {}  # over images: the loss, and what it reports
     counts: dict[str, float] = {}  # how many images are in each sum
-    with progress(total=len(task.dataset), title=title, unit="img",
-                  hidden=not accelerator.is_main_process) as bar:
+    with progress(len(task.dataset), title, "img") as bar:
         for batches in _chunks(loader, recipe.accumulate):
             batches = [task.prepare([part.to(accelerator.device) for part in batch])
                        for batch in batches]
@@ -205,54 +205,6 @@ def _chunks(iterable: Iterable, size: int) -> Iterable[list]:
         yield chunk
 
 
-# --- optimizer and schedule ---------------------------------------------------------------------
-
-
-def make_optimizer(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:
-    """Adam, AdamW, SGD, or SAM (Foret et al. 2021) over one of them.
-
-    ``groups`` are parameter groups; ``lr_scale`` in one multiplies the recipe's learning rate.
-    """
-    groups = [{**group, "lr": recipe.lr * group.get("lr_scale", 1.0)} for group in groups]
-    classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    base = recipe.sam_base if recipe.optimizer == "sam" else recipe.optimizer
-    options = {"lr": recipe.lr} | ({"momentum": recipe.momentum} if base == "sgd" else {})
-    if recipe.optimizer == "sam":
-        return SAM(groups, classes[base], rho=recipe.sam_rho, **options)
-    return classes[base](groups, **options)
-
-
-EMBEDDINGS = ("wte", "wpe", "prefix", "pos_embed", "cls_token", "logit_scale", "_embeddings.")
-
-
-def parameter_groups(
-    model: nn.Module, weight_decay: float, lr_scales: dict[str, float] | None = None
-) -> list[dict]:
-    """Trained parameters by whether they decay and by learning rate: ``lr_scales`` says how that of
-    names with a prefix is scaled. Norms, biases and embeddings do not decay."""
-    groups: dict[tuple[float, float], list] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            embedding = any(part in name for part in EMBEDDINGS)
-            decay = 0.0 if embedding or parameter.ndim < 2 else weight_decay
-            scale = next((scale for prefix, scale in (lr_scales or {}).items()
-                          if name.startswith(prefix)), 1.0)
-            groups.setdefault((decay, scale), []).append(parameter)
-    return [{"params": parameters, "weight_decay": decay, "lr_scale": scale}
-            for (decay, scale), parameters in groups.items()]
-
-
-def lr_factor(recipe: Recipe, steps_an_epoch: int, step: int) -> float:
-    """What the learning rate is multiplied by at optimizer step ``step`` (from 0): a linear
-    warm-up, then constant, or a cosine or a line down to 0 at the end of the last epoch."""
-    warmup, total = recipe.warmup * steps_an_epoch, recipe.epochs * steps_an_epoch
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[
-        recipe.schedule]
-
-
 # --- randomness ---------------------------------------------------------------------------------
 
 
@@ -286,13 +238,6 @@ class EpochSampler:
 # --- state --------------------------------------------------------------------------------------
 
 
-def check_out(out: str | Path, resume: bool) -> None:
-    """UserError where ``out`` holds a training that is not to be resumed."""
-    if (Path(out) / "last.pt").exists() and not resume:
-        raise UserError(f"{out} holds a training already: give --resume to continue it, "
-                        "or another --out")
-
-
 def _starting_state(out: Path, settings: dict, resume: bool) -> dict:
     """What ``last.pt`` holds; an empty history where a new training starts."""
     check_out(out, resume)
@@ -303,7 +248,8 @@ def _starting_state(out: Path, settings: dict, resume: bool) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         before = state["settings"]
     except Exception as error:  # a damaged file fails in many ways inside torch's reader
-        raise UserError(f"cannot resume from {path}: {one_line(error)}") from None
+        raise UserError(f"cannot resume from {path} (damaged?): {one_line(error)}; give "
+                        "another --out") from None
     check_same(before, settings, out)
     for part in ("model", "ema"):
         check_weights(state.get(part, {}), path)

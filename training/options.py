@@ -8,12 +8,13 @@ from utils import fraction, natural, non_negative, positive_int, share
 
 from data.transform import AUGMENTATIONS
 from inference.options import (
+    add_averaged_option,
     add_base_options,
     add_peft_size_options,
     add_run_options,
     add_search_options,
 )
-from training.recipe import CaptionOptions, Recipe
+from training.recipe import CaptionOptions, Recipe, optimizer_defaults
 from training.teacher_options import add_teacher_options
 
 # A decoder that no checkpoint gives.
@@ -35,10 +36,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 def add_recipe_options(
     parser: argparse.ArgumentParser, own_lr: str | None = None, resume: bool = True
 ) -> argparse._ArgumentGroup:
-    """The options behind ``Recipe``, and --resume; returns the group for more of them.
-
-    ``own_lr`` says what --lr is by default where that is not the recipe's: args.lr is then None.
-    """
+    """The options behind ``Recipe``, and --resume; returns the group for more of them. ``own_lr``
+    says what --lr is by default where that is not the optimizer's."""
     group = parser.add_argument_group("recipe")
     group.add_argument("--epochs", type=positive_int, default=Recipe.epochs, metavar="N",
                        help="passes over the data")
@@ -51,11 +50,12 @@ def add_recipe_options(
                        help="radius of sam's first step")
     group.add_argument("--momentum", type=fraction, default=Recipe.momentum, metavar="M",
                        help="momentum of sgd")
-    group.add_argument("--lr", type=non_negative, default=None if own_lr else Recipe.lr,
-                       metavar="RATE",
-                       help="highest learning rate" + (f" (default: {own_lr})" if own_lr else ""))
-    group.add_argument("--weight-decay", type=non_negative, default=Recipe.weight_decay,
-                       metavar="W", help="not on norms, biases and position embedding")
+    group.add_argument("--lr", type=non_negative, metavar="RATE",
+                       help="highest learning rate (default: "
+                            f"{own_lr or optimizer_defaults('lr')})")
+    group.add_argument("--weight-decay", type=non_negative, metavar="W",
+                       help="not on norms, biases and position embedding (default: "
+                            f"{optimizer_defaults('weight_decay')})")
     group.add_argument("--schedule", choices=("constant", "cosine", "linear"),
                        default=Recipe.schedule,
                        help="what follows the warm-up; cosine and linear end at 0")
@@ -105,11 +105,11 @@ def add_classifier_training(parser: argparse.ArgumentParser) -> None:
 
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="vit_tiny_patch16_224", metavar="NAME|FILE",
-                       help="timm's name of any image classifier, or a file or hf:owner/name to "
-                            "start from")
+                       help="timm's name of any image classifier, hf:owner/name, or a file")
     model.add_argument("--pretrained", action=argparse.BooleanOptionalAction,
                        help="start from --weights, or from timm's for this name (network)")
     model.add_argument("--weights", metavar="FILE", help="start from this state dict or checkpoint")
+    add_averaged_option(model)
     model.add_argument("--image-size", type=positive_int, metavar="PIXELS",
                        help="input side; a ViT's position embedding is resampled to it")
     model.add_argument("--resize", choices=("crop", "squash"), default="crop",
@@ -187,9 +187,8 @@ def add_language_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", nargs="+", required=True, metavar="JSON",
                         help="COCO's format, {name: [captions]}, or .txt with one a line")
     parser.add_argument("--hold-out", type=positive_int, metavar="N",
-                        help="validate on the captions of the photos that train --hold-out N "
-                             "holds out, and train on none of them (default: validate on a "
-                             "twentieth of all captions)")
+                        help="validate on the captions of the photos that train --hold-out N holds "
+                             "out, and train on none of them (default: a twentieth of all)")
     parser.add_argument("--max-length", type=positive_int, default=MAX_LENGTH, metavar="N",
                         help="tokens that a caption can have")
     _add_decoder_options(parser)

@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from utils import read_json, warn, write_json, write_text
+from utils import printable, read_json, warn, write_json, write_text
 
 import numpy as np
 
 from data.captions import captioned_images
 from data.compute import Compute
-from data.files import markdown_table, write_csv
-from data.photos import check_images
-from figures import charts
+from data.files import check_outputs, markdown_table, read_csv, write_csv
+from data.photos import check_images, load_image
+from figures import charts, page
 from inference.caption import caption_features, patch_features
 from inference.peft import BaseSource
-from inference.scoring import ClipScorer, Scoring, default_clip, measure
+from inference.scoring import ClipScorer, Scoring, default_clip, measure, write_per_image
 from models.captioner import Captioner
 from models.checkpoint import digest, read_tensors
 from models.decoding import Search
@@ -32,13 +32,14 @@ from training.recipe import CaptionOptions
 
 BEAMS = {"greedy": 1, "beam 3": 3}
 # Options that ``train`` does not have.
-COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap")
+COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap", "html")
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
     """The photos that the table is about, and how captions of them are written and scored."""
 
+    paths: Sequence[Path]
     features: np.ndarray  # (images, patches, width), a memory-mapped file
     references: Sequence[Sequence[str]]
     searches: dict[str, Search]
@@ -59,6 +60,10 @@ def compare(args: argparse.Namespace) -> None:
     runs = [run_arguments(args, name) for name in args.methods]
     methods = [method_from(run) for run in runs]
     shown = captioned_images(args.eval_images, args.eval_captions, args.limit)
+    check_outputs({"--html": args.html},
+                  {"--images": args.images, "--captions": args.captions,
+                   "--eval-images": list(shown), "--eval-captions": args.eval_captions,
+                   "--base": args.base, "--clip": args.clip})
     images, val = photos_from(args)
     check_images(list(shown))
     recipes = [recipe_from(run) for run in runs]
@@ -75,6 +80,8 @@ def compare(args: argparse.Namespace) -> None:
         results[method.name] = measure_run(Path(run.out), method.name, base, base_words,
                                            evaluation, compute)
         write_comparison(histories, results, Path(args.out))
+    if args.html:
+        write_comparison_page(args.html, Path(args.out), results, evaluation)
     warn(f"wrote compared.md, compared.csv and curves.png into {args.out}")
 
 
@@ -97,6 +104,7 @@ def evaluation_set(
     scoring, search = Scoring.from_args(args, args.clip or default_clip()), Search.from_args(args)
     folder = CaptionOptions.from_args(args).features
     return EvaluationSet(
+        paths=list(photos),
         features=patch_features(base, list(photos), compute, folder),
         references=list(photos.values()),
         searches={name: replace(search, beams=beams) for name, beams in BEAMS.items()},
@@ -108,21 +116,31 @@ def measure_run(
     compute: Compute,
 ) -> dict:
     """The scores of the best epoch in the folder ``run``. They are kept in its result.json, and
-    read from there as long as nothing that they follow from has changed."""
+    those of each photo in ``per_image_file``, and read from there as long as nothing that they
+    follow from has changed."""
     best, kept = run / "best.safetensors", run / "result.json"
     tensors = read_tensors(best)[0]
     follows_from = {"trained": digest(tensors)} | evaluation.identity()
-    if kept.is_file() and read_json(kept).get("follows_from") == follows_from:
+    each_photo = {name: per_image_file(run, search.beams)
+                  for name, search in evaluation.searches.items()}
+    if (all(file.is_file() for file in [kept, *each_photo.values()])
+            and read_json(kept).get("follows_from") == follows_from):
         return read_json(kept)
     captioner = load_peft(best, base, base_words, method).to(compute.device)
     result = {"trained_parameters": sum(count_parts(tensors).values()),
               "bytes": best.stat().st_size}
     for name, search in evaluation.searches.items():
         captions = caption_features(captioner, evaluation.features, search, compute)
-        result[name], _ = measure(captions, evaluation.references, evaluation.scoring,
-                                  evaluation.clip_scorer)
+        result[name], each = measure(captions, evaluation.references, evaluation.scoring,
+                                     evaluation.clip_scorer)
+        write_per_image(each_photo[name], [path.name for path in evaluation.paths], each, captions)
     write_json(result | {"follows_from": follows_from}, kept)
     return result
+
+
+def per_image_file(run: Path, beams: int) -> Path:
+    """The table of each photo's caption and its scores."""
+    return run / f"per_image_beam{beams}.csv"
 
 
 def write_comparison(
@@ -145,3 +163,39 @@ def write_comparison(
     write_csv(out / "compared.csv", header, rows)
     write_text(out / "compared.md", markdown_table(header, rows))
     charts.caption_curves(histories, out / "curves.png")
+
+
+def write_comparison_page(
+    file: str | Path, out: Path, results: dict[str, dict], evaluation: EvaluationSet
+) -> None:
+    """The page ``file``: each photo with its references and every method's caption, by the search
+    with the most beams."""
+    search, beams = max(BEAMS.items(), key=lambda item: item[1])
+    shown = ("CIDEr", "CLIPScore") if evaluation.clip_scorer else ("CIDEr",)
+    tables = [read_csv(per_image_file(out / method, beams), *shown, "caption")
+              for method in results]
+    about = {"title": "What each method writes about a photo", "truth": "references",
+             "total": "mean CIDEr",
+             "lead": f"{len(evaluation.paths):,} photos with the captions of {len(results)} "
+                     f"methods, written with {search}.",
+             "notes": "CIDEr of a single photo depends on few references: read it beside the "
+                      "photo. Two methods whose 95 % intervals overlap widely are not told apart.",
+             "methods": [{"name": method, "note": _with_interval(result[search])}
+                         for method, result in results.items()]}
+    with page.html_page(file, "table", about) as add:
+        for path, references, *rows in zip(evaluation.paths, evaluation.references, *tables,
+                                           strict=True):
+            scores = [float(row["CIDEr"]) for row in rows]
+            mean = sum(scores) / len(scores)
+            entry = {"name": printable(path.name), "truth": list(references), "total": mean,
+                     "totalText": f"{mean:.2f}",
+                     "answers": [{"text": row["caption"], "score": score, "note": ", ".join(
+                         f"{metric} {float(row[metric]):.2f}" for metric in shown)}
+                         for row, score in zip(rows, scores, strict=True)]}
+            photo = load_image(path, (192, 192))
+            add(entry, {"photo": page.small_picture(photo, len(evaluation.paths))})
+
+
+def _with_interval(result: dict) -> str:
+    low, high = result["intervals_95"]["CIDEr"]
+    return f"CIDEr {result['metrics']['CIDEr']:.3f} ({low:.3f} - {high:.3f})"

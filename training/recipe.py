@@ -11,16 +11,32 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from utils import UserError
+from utils import UserError, warn
 
 from data.compute import Compute, resolve_device, resolve_precision
 from data.files import check_outputs
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+# Where --lr and --weight-decay are not given. AdamW alone decouples its weight decay from the
+# gradient (Loshchilov & Hutter 2019): Adam divides a decay in the gradient by the gradient's own
+# size, so that 0.05 outweighs what is to be learned. SAM takes the defaults of its base.
+OPTIMIZER_DEFAULTS = {
+    "adamw": {"lr": 1e-4, "weight_decay": 0.05},
+    "adam": {"lr": 1e-4, "weight_decay": 0.0},
+    "sgd": {"lr": 1e-2, "weight_decay": 5e-4},
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides how a model is trained, apart from the model, the data and the loss."""
+    """What decides how a model is trained, apart from the model, the data and the loss.
+
+    ``lr`` and ``weight_decay`` that are None become those of the optimizer.
+    """
 
     epochs: int = 10
     batch_size: int = 32  # images in an optimizer step, over all processes and micro-batches
@@ -29,8 +45,8 @@ class Recipe:
     sam_base: str = "sgd"
     sam_rho: float = 0.05
     momentum: float = 0.9
-    lr: float = 1e-4
-    weight_decay: float = 0.05
+    lr: float | None = None
+    weight_decay: float | None = None
     schedule: str = "cosine"
     warmup: float = 1.0  # epochs
     clip_norm: float = 1.0  # 0: no clipping
@@ -39,6 +55,11 @@ class Recipe:
     workers: int = 2
     device: str = "cpu"
     precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name, default in OPTIMIZER_DEFAULTS[base_optimizer(self)].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)  # a frozen class allows no assignment
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Recipe:
@@ -52,6 +73,25 @@ class Recipe:
     def compute(self) -> Compute:
         """How validation runs a model."""
         return Compute(self.device, self.precision, self.batch_size)
+
+
+def base_optimizer(recipe: Recipe) -> str:
+    """The optimizer that takes the step: under SAM its base."""
+    return recipe.sam_base if recipe.optimizer == "sam" else recipe.optimizer
+
+
+def describe_optimizer(recipe: Recipe) -> str:
+    """One line with the optimizer and the numbers that it uses, defaults included."""
+    base = base_optimizer(recipe)
+    name = f"sam (rho {recipe.sam_rho:g}) over {base}" if recipe.optimizer == "sam" else base
+    momentum = f", momentum {recipe.momentum:g}" if base == "sgd" else ""
+    return f"optimizer {name}: lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}{momentum}"
+
+
+def optimizer_defaults(name: str) -> str:
+    """The default of ``name`` ("lr", "weight_decay") for each optimizer, for --help."""
+    values = [f"{optimizer} {values[name]:g}" for optimizer, values in OPTIMIZER_DEFAULTS.items()]
+    return f"{', '.join(values)}; sam: that of --sam-base"
 
 
 @dataclass(frozen=True)
@@ -92,6 +132,27 @@ def check_files(args: argparse.Namespace) -> None:
     check_outputs({"--out": [Path(args.out) / name for name in WRITTEN]}, inputs)
 
 
+def check_out(out: str | Path, resume: bool) -> None:
+    """UserError where ``out`` holds a training that is not to be resumed, or cannot be."""
+    if (Path(out) / "last.pt").exists():
+        if not resume:
+            raise UserError(f"{out} holds a training already: give --resume to continue it, "
+                            "or another --out")
+    elif (Path(out) / "best.safetensors").exists():
+        raise UserError(f"{out} holds best.safetensors, but no last.pt to continue from: give "
+                        "another --out")
+
+
+def announce(what: str, model: Module, recipe: Recipe) -> None:
+    """Say on stderr, before the first step, what is trained and how."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, needed in sizes if needed)
+    learned = f"{total:,} parameters" if trained == total else \
+        f"{trained:,} of {total:,} parameters are trained"
+    warn(f"{what}; {learned}; {recipe.compute.device}, {recipe.compute.precision}, "
+         f"{recipe.epochs} epochs")
+
+
 def describe_training(args: argparse.Namespace, recipe: Recipe, trained_on: dict) -> dict:
     """What a checkpoint keeps of how it was trained: of each path, its name alone."""
     options = {key: value for key, value in vars(args).items() if key not in LEFT_OUT}
@@ -103,8 +164,9 @@ def describe_training(args: argparse.Namespace, recipe: Recipe, trained_on: dict
 def deciding_options(args: argparse.Namespace, recipe: Recipe) -> dict:
     """The options that a resumed training must repeat, paths left out: their contents are compared
     apart (``photos_digest`` and the starting weights)."""
+    compared_apart = ("workers", "epochs", "ema_weights")
     options = {key: value for key, value in vars(args).items()
-               if key not in (*LEFT_OUT, "workers", "epochs") and not _is_path(key, value)}
+               if key not in (*LEFT_OUT, *compared_apart) and not _is_path(key, value)}
     return {"epochs": recipe.epochs} | options | {
         key: value for key, value in asdict(recipe).items() if key != "workers"}
 

@@ -9,12 +9,14 @@ import argparse
 import itertools
 from pathlib import Path
 
-from utils import ArgumentParser, UserError, warn, write_text
+from utils import UserError, warn, write_text
 
 from data.files import markdown_table, write_csv
 from figures import charts
+from inference.parser import Parser
 from metrics import accuracy
 from training.options import add_classifier_training
+from training.recipe import check_files, check_out
 from training.teacher_options import complete_teacher_options
 
 
@@ -26,6 +28,9 @@ def sweep(args: argparse.Namespace) -> None:
     """
     settings = combinations(args.vary)
     runs = [setting_arguments(args, setting) for setting in settings]  # checked before any work
+    for run in runs:
+        check_files(run)
+        check_out(run.out, run.resume)
     if not all(run.val or run.hold_out for run in runs):
         raise UserError("sweep compares accuracy on photos that were not trained on: give --val "
                         "DIR or --hold-out")
@@ -52,7 +57,9 @@ def combinations(vary: list[str]) -> list[dict[str, str]]:
         key, equals, values = text.partition("=")
         if not equals or not key or not values:
             raise UserError(f"--vary {text}: write KEY=VALUE,VALUE,…")
-        options[key.replace("_", "-")] = values.split(",")
+        if key == "out":
+            raise UserError("--vary out: a sweep names the folders of its trainings itself")
+        options[key.replace("_", "-")] = list(dict.fromkeys(values.split(",")))  # each once
     products = itertools.product(*options.values())
     return [dict(zip(options, values, strict=True)) for values in products]
 
@@ -60,7 +67,7 @@ def combinations(vary: list[str]) -> list[dict[str, str]]:
 def setting_arguments(args: argparse.Namespace, setting: dict[str, str]) -> argparse.Namespace:
     """The arguments of ``train`` for one setting of a sweep, parsed as if they were typed."""
     folder = "_".join(f"{key}-{value}" for key, value in setting.items()).replace("/", "-")
-    parser = ArgumentParser(prog="p1_vit_classify.py sweep")
+    parser = Parser(prog="p1_vit_classify.py sweep")
     add_classifier_training(parser)
     words = ["--train", args.train, "--out", str(Path(args.out) / folder), *option_words(setting)]
     parsed = parser.parse_args(words, argparse.Namespace(**vars(args)))

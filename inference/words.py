@@ -1,0 +1,106 @@
+"""Which part of a photo a captioner looks at as it writes each word. Needs no torch to import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from utils import warn
+
+import numpy as np
+
+from data.captions import of_images, read_predictions
+from data.compute import Compute
+from data.photos import report_unreadable
+
+END = "<end>"
+Texts = dict[Path, tuple[str, list[int]]]  # each image's caption, and its ids with the end token
+
+
+def written_captions(captioner, memory, search) -> list[tuple[str, list[int]]]:
+    """The captioner's own captions and their ids, the end token included where it was written."""
+    from models.decoding import generate
+
+    limit = min(search.max_length or captioner.max_length, captioner.max_length)
+    return [(captioner.tokenizer.decode(ids), [*ids, captioner.tokenizer.end_id][:limit])
+            for ids in generate(captioner, memory, search)]
+
+
+def given_captions(captioner, paths: Sequence[Path], file: str | Path) -> Texts:
+    """The captions in ``file``, and their ids as the captioner would have written them."""
+    texts: Texts = {}
+    named = read_predictions(file)
+    for path, text in of_images(named, paths, file).items():
+        ids, limit = captioner.tokenizer.encode(text), captioner.max_length
+        if len(ids) >= limit:
+            warn(f"{path.name}: of the caption's {len(ids)} tokens and its end, the {limit} that "
+                 "the captioner can write are drawn")
+        texts[path] = text, [*ids, captioner.tokenizer.end_id][:limit]
+    return texts
+
+
+def captioned_batches(
+    captioner, paths: Sequence[Path], texts: Texts | None, search, compute: Compute,
+    unreadable: list, title: str = "attention",
+) -> Iterator[tuple[list[tuple[Path, str, list[int]]], object]]:
+    """Yield ([(path, caption, its ids)], memory) batch by batch. Where ``texts`` is None, the
+    captioner writes the captions. (path, reason) of unreadable files go to ``unreadable``.
+
+    Raises UserError where no file can be read.
+    """
+    from inference.caption import encoded_batches
+
+    for names, memory in encoded_batches(captioner, paths, compute, unreadable, title):
+        batch = ([texts[path] for path in names] if texts is not None
+                 else written_captions(captioner, memory, search))
+        yield [(path, *text) for path, text in zip(names, batch, strict=True)], memory
+    if len(unreadable) == len(paths):
+        report_unreadable((), unreadable)
+
+
+def word_maps(
+    captioner, memory, rows: Sequence[Sequence[int]], layer: int
+) -> list[tuple[list[str], np.ndarray]]:
+    """For each image's ids: its words, and their maps (heads, words, grid rows, grid cols) float32.
+
+    A word's map is the cross-attention of the queries that produced its tokens, computed in float32
+    whatever the precision of ``memory``. Raises RuntimeError for a map that is not finite or does
+    not sum to 1.
+    """
+    import torch
+
+    tokenizer, device = captioner.tokenizer, memory.features.device
+    tokens = torch.full((len(rows), max(map(len, rows))), tokenizer.end_id)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[:len(ids)] = torch.tensor(ids)
+    memory = replace(memory, features=memory.features.float())
+    with torch.inference_mode():
+        weights = captioner.cross_attention(memory, tokens.to(device), layer).cpu()
+    off = (weights.sum(-1) - 1).abs().max().item()
+    if not off < 1e-4:
+        raise RuntimeError(f"attention rows of layer {layer} miss a sum of 1 by {off:.1e}")
+    found = []
+    for ids, heads, grid in zip(rows, weights, memory.grids, strict=True):
+        words = tokenizer.words(ids)
+        if ids[-1] == tokenizer.end_id:
+            words.append((END, [len(ids) - 1]))
+        words = words or [("", list(range(len(ids))))]  # a caption of spaces only
+        each = torch.stack([heads[:, positions].mean(1) for _, positions in words], 1)
+        each = each[..., :grid[0] * grid[1]]  # without the padding of a smaller grid
+        found.append(([word for word, _ in words], each.unflatten(-1, grid).numpy()))
+    return found
+
+
+def numbers(grids: np.ndarray) -> list[dict]:
+    """Maps (words, rows, cols) -> each word's entropy and the peak of its map."""
+    import torch
+
+    from models.attention import entropy
+
+    cells = max(grids[0].size, 2)
+    peaks = [np.unravel_index(grid.argmax(), grid.shape) for grid in grids]
+    return [{"entropy_bits": round(bits, 4), "entropy_share": round(bits / np.log2(cells), 4),
+             "peak": {"row": int(row), "col": int(col), "share": round(float(grid[row, col]), 4)}}
+            for grid, bits, (row, col) in zip(
+                grids, entropy(torch.from_numpy(grids)).tolist(), peaks, strict=True)]
