@@ -122,9 +122,10 @@ def evaluate(args):
         "images": str(args.images), "device": compute.device, "precision": compute.precision,
         "unreadable": len(unreadable)}
     if len(classifiers) > 1:
+        sources = args.weights or args.checkpoint
         result["members"] = [
-            {"checkpoint": classifier.source} | accuracy.summarize(alone, targets)
-            for classifier, alone in zip(classifiers, each, strict=True)]
+            {"checkpoint": str(source)} | accuracy.summarize(alone, targets)
+            for source, alone in zip(sources, each, strict=True)]
     write_result(result, of_classifier(result), args.json)
     if args.record:
         record_result(args.checkpoint[0], args.record, result, RECORDED)
@@ -157,7 +158,7 @@ def scores(classifier, probabilities: np.ndarray, targets: np.ndarray) -> dict:
 def draw(classifier, paths, probabilities: np.ndarray, targets: np.ndarray, folder: Path) -> None:
     """Write the confusions as a table and, of the classes most often confused, as a figure; and a
     gallery of the most confident errors."""
-    from figures import charts  # matplotlib, which predict does not need, imports slowly
+    from figures import charts  # matplotlib, which predict does not need, is slow to import
 
     names, labels, predicted = shown_names(classifier), classifier.classes, probabilities.argmax(1)
     confused = accuracy.confusions(targets, predicted)

@@ -119,8 +119,8 @@ def read_csv(path: str | Path, *columns: str) -> list[dict[str, str]]:
         for delimiter in (",", ";", "\t"):
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
             reader.fieldnames = [name.strip().casefold() for name in reader.fieldnames or ()]
-            if all(reader.fieldnames.count(column) == 1 for column in columns):
-                return [{column: (row[column] or "").strip() for column in columns}
+            if all(reader.fieldnames.count(column.casefold()) == 1 for column in columns):
+                return [{column: (row[column.casefold()] or "").strip() for column in columns}
                         for row in reader]
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file: {error}") from None

@@ -54,10 +54,10 @@ def train_classifier(args: argparse.Namespace) -> list[dict]:
     recipe = Recipe.from_args(args)
     classifier = starting_classifier(args, photos.classes, names)
     task = classifier_task(classifier, photos, teachers, recipe, args)
-    announce(f"{len(photos.train.paths):,} photos of {len(photos.classes)} classes, "
-             f"{len(photos.val.paths):,} to validate on", classifier.model, recipe)
     if starts_at_random(args) and not args.resume:
         warn("the weights start at random; --pretrained or --weights FILE starts from others")
+    announce(f"{len(photos.train.paths):,} photos of {len(photos.classes)} classes, "
+             f"{len(photos.val.paths):,} to validate on", classifier.model, recipe)
     history = fit_recipe(classifier.model, task, recipe, args)
     warn(f"wrote {curves_file(args.out)}")
     return history
