@@ -53,6 +53,8 @@ def of_classifier(result: dict) -> list[str]:
     classes = [row for row in result["per_class"].values() if row["correct"] < row["total"]]
     classes.sort(key=lambda row: row["correct"] / row["total"])
     lines = [share_of_right(result), f"loss {result['loss']:.3f}"]
+    lines += [f"{row['checkpoint']} alone: {share_of_right(row)}"
+              for row in result.get("members", ())]
     if classes:
         lines.append("fewest right: " + ", ".join(
             f"{row['name']} {row['correct']} of {row['total']}" for row in classes[:HARDEST]))
