@@ -89,7 +89,10 @@ def of_likeliest(result: dict) -> list[str]:
 
 
 def of_maps(result: dict) -> list[str]:
-    """Of ``p1_attn_map.py``: a line for each photo, or for each method with --faithfulness."""
+    """Of ``p1_attn_map.py``: a line for each photo, or for each method with --faithfulness; none
+    with --boxes, whose table is on stderr."""
+    if "boxes" in result:
+        return []
     if "area_under_curve" in result:
         return [f"area under the curves of {result['images']} photos (deletion: lower is better; "
                 "insertion: higher is better)",
@@ -103,7 +106,9 @@ def of_maps(result: dict) -> list[str]:
 
 
 def of_words(result: dict) -> list[str]:
-    """Of ``p2_attn_vis.py``: a line for each photo."""
+    """Of ``p2_attn_vis.py``: a line for each photo; none with --boxes, whose table is on stderr."""
+    if "boxes" in result:
+        return []
     if "images" in result:
         return [f"{row['filename']:24} {row['caption']}  {row['figure']}"
                 for row in result["images"]]
