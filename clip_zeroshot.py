@@ -53,7 +53,6 @@ from data.compute import Compute
 from data.files import check_outputs, write_csv
 from data.labels import class_indices, labels_in_names, read_classes, read_labels
 from data.photos import figure_file, image_paths, list_images, report_unreadable
-from figures import charts
 from inference.clip import image_features, kept_image_features, open_clip, text_features
 from inference.options import BATCH_SIZES, add_json_option, add_run_options
 from inference.parser import Parser
@@ -151,6 +150,8 @@ def top5(args):
     readable, images, unreadable = image_features(clip, paths, compute)
     report_unreadable(readable, unreadable)
     probabilities = ZeroShot(clip, classes, templates).probabilities(images)
+    from figures import charts  # matplotlib, which predict does not need, takes long to import
+
     charts.top_classes(
         [panel(path, row, classes, true) for path, row, true in zip(
             readable, probabilities, labels_in_names(readable, classes), strict=True)],

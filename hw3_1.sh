@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Labels a folder of images.
-#   bash hw3_1.sh IMAGES OUT.csv                  with the ViT classifier (2021)
+#   bash hw3_1.sh IMAGES OUT.csv                  with the ViT classifier (2021), or the mean of
+#                                                 several: HW3_P1_CKPT="A:B"
 #   bash hw3_1.sh IMAGES id2label.json OUT.csv    with CLIP, by the names in the JSON (2022, 2023)
 # Only POSIX syntax is used, so `sh hw3_1.sh` works too.
 set -u

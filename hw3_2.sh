@@ -3,6 +3,7 @@
 #   bash hw3_2.sh IMAGES OUT.json                     captions (2022)
 #   bash hw3_2.sh IMAGES OUT.json decoder_model.bin   captions by a PEFT checkpoint over GPT-2 (2023)
 #   bash hw3_2.sh IMAGES OUT_DIR                      figures of the cross-attention (2021)
+#   bash hw3_2.sh IMAGES OUT_DIR decoder_model.bin    the same of a PEFT checkpoint (2023)
 # Only POSIX syntax is used, so `sh hw3_2.sh` works too.
 set -u
 unset PYTHONSAFEPATH # it would keep Python from finding the modules beside the script
@@ -25,8 +26,11 @@ case "$# ${2-}" in
 "2 "*)
     exec python3 "$here/p2_attn_vis.py" --images="$1" --output="$2"
     ;;
+"3 "*)
+    exec python3 "$here/p2_attn_vis.py" --images="$1" --output="$2" --decoder="$3"
+    ;;
 *)
-    expected="expected IMAGES OUT.json, IMAGES OUT.json decoder_model.bin, or IMAGES OUT_DIR"
+    expected="expected IMAGES OUT.json or IMAGES OUT_DIR, and decoder_model.bin after either"
     printf '%s\n' "hw3_2.sh: $expected (arguments given: $#)" >&2
     exit 2
     ;;

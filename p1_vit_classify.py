@@ -9,8 +9,9 @@ A ViT (Dosovitskiy et al. 2021) is fine-tuned on a folder of photos named <label
   python3 p1_vit_classify.py sweep --train DIR --val DIR --out runs/lr --vary lr=1e-3,1e-4
 
 Without --checkpoint, predict and eval use $HW3_P1_CKPT, else the default of ckpt/checkpoints.json:
-ckpt/pets_vit_tiny.safetensors (37 pet breeds), which comes with the project. Several checkpoints
-are an ensemble: the mean of their probabilities.
+ckpt/pets_vit_tiny.safetensors (37 pet breeds), which comes with the project. Several checkpoints of
+the same labels (HW3_P1_CKPT=A:B) are an ensemble, the mean of their probabilities; models and image
+sizes may differ, and eval also says what each of them reaches alone.
 
 A checkpoint is a file of this project, or a ViT that transformers or pytorch_pretrained_vit saved.
 --model also takes hf:owner/name and the name of any of timm's image classifiers, convolutional ones
@@ -45,7 +46,6 @@ from data.compute import Compute
 from data.files import check_outputs, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import list_images, load_image
-from figures import charts, maps
 from inference.options import (
     BATCH_SIZES,
     add_command,
@@ -74,11 +74,12 @@ def predict(args):
     """The most probable label of each photo: a CSV, and the first lines on stdout."""
     paths = list_images(args.images, args.limit)
     check_outputs({"--output": args.output}, {"--images": paths, **model_files(args)})
-    from inference.classify import classify_with_all, load_classifiers  # these import torch
+    from inference.classify import classify_with_each, load_classifiers  # these import torch
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
     classifiers = load_classifiers(args.checkpoint, args.weights, args.ema_weights, args.names)
-    readable, probabilities, unreadable = classify_with_all(classifiers, paths, compute)
+    readable, each, unreadable = classify_with_each(classifiers, paths, compute)
+    probabilities = each.mean(0)
     labels = [classifiers[0].classes[i] for i in probabilities.argmax(1)]
     write_csv(args.output, ["filename", "label"],
               [[path.name, label] for path, label in zip(readable, labels, strict=True)])
@@ -100,7 +101,7 @@ def evaluate(args):
                   {"--images": paths, "--labels": args.labels, **model_files(args)})
     if args.record and len(args.checkpoint) > 1:
         raise UserError("--record takes one checkpoint, not an ensemble; give one --checkpoint")
-    from inference.classify import classify_with_all, load_classifiers  # these import torch
+    from inference.classify import classify_with_each, load_classifiers  # these import torch
     from models.checkpoint import check_recordable, record_result
 
     if args.record:
@@ -110,7 +111,8 @@ def evaluate(args):
     known = {label: classifiers[0].name_of(label) for label in classifiers[0].classes}
     indices = class_indices(read_labels(paths, args.labels, known), known,
                             args.labels or args.images)
-    readable, probabilities, unreadable = classify_with_all(classifiers, paths, compute)
+    readable, each, unreadable = classify_with_each(classifiers, paths, compute)
+    probabilities = each.mean(0)
     index_of = dict(zip(paths, indices, strict=True))
     targets = np.array([index_of[path] for path in readable])
     result = scores(classifiers[0], probabilities, targets) | {
@@ -119,6 +121,11 @@ def evaluate(args):
         "image_sizes": [classifier.preprocessing["size"] for classifier in classifiers],
         "images": str(args.images), "device": compute.device, "precision": compute.precision,
         "unreadable": len(unreadable)}
+    if len(classifiers) > 1:
+        sources = args.weights or args.checkpoint
+        result["members"] = [
+            {"checkpoint": str(source)} | accuracy.summarize(alone, targets)
+            for source, alone in zip(sources, each, strict=True)]
     write_result(result, of_classifier(result), args.json)
     if args.record:
         record_result(args.checkpoint[0], args.record, result, RECORDED)
@@ -151,6 +158,8 @@ def scores(classifier, probabilities: np.ndarray, targets: np.ndarray) -> dict:
 def draw(classifier, paths, probabilities: np.ndarray, targets: np.ndarray, folder: Path) -> None:
     """Write the confusions as a table and, of the classes most often confused, as a figure; and a
     gallery of the most confident errors."""
+    from figures import charts  # matplotlib, which predict does not need, is slow to import
+
     names, labels, predicted = shown_names(classifier), classifier.classes, probabilities.argmax(1)
     confused = accuracy.confusions(targets, predicted)
     write_csv(folder / "confusion.csv", ["true", "predicted", "count", "true name",
@@ -176,6 +185,8 @@ def draw(classifier, paths, probabilities: np.ndarray, targets: np.ndarray, fold
 
 def small_photo(path):
     """The photo with a longer side of 480 pixels."""
+    from figures import maps
+
     photo = load_image(path, (480, 480))
     return maps.for_display(photo, (0, 0, *photo.size))[0]
 
@@ -215,8 +226,9 @@ def make_parser():
         add_run_options(command, None)
         command.add_argument("--images", default=str(HERE / "samples"), metavar="DIR",
                              help="folder of photos, without its subfolders")
-        command.add_argument("--checkpoint", nargs="+", default=[str(registry.default("p1"))],
-                             metavar="FILE", help="several: the mean of their probabilities")
+        command.add_argument("--checkpoint", nargs="+", metavar="FILE",
+                             default=list(map(str, registry.members("p1"))),
+                             help="several: the mean of their probabilities")
         command.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
                              metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
         add_fine_tuned_options(command, several=True)

@@ -6,6 +6,7 @@
   python3 p2_attn_vis.py --images DIR --best-worst --refs val.json
   python3 p2_attn_vis.py --images DIR --boxes boxes.json    do the maps point at the thing?
   python3 p2_attn_vis.py --model catr --weights FILE --vocab vocab.txt
+  python3 p2_attn_vis.py --checkpoint PEFT --decoder decoder_model.bin   as peft_caption.py predict
 
 Writes <stem>.png for each photo: the photo titled <start>, then an overlay for each word of its
 caption, the last one titled <end>. Prints a line for each photo on a terminal, else all numbers as
@@ -64,6 +65,7 @@ from inference.options import (
     add_json_option,
     add_run_options,
     add_search_options,
+    complete_captioner_options,
 )
 from inference.parser import Parser
 from inference.results import of_words, write_result
@@ -97,7 +99,7 @@ def ending(args) -> str:
 def draw_all(captioner, batches: Iterable, args, figures, notes=()) -> list[dict]:
     """Write the figure of each image of ``captioned_batches``, with ``notes`` under its title,
     and the page of all; returns their rows for stdout."""
-    source = Path(args.weights or args.checkpoint).name
+    source = Path(captioner.source).name
     layer = layer_name(args.layer, captioner.num_layers)
     rows, each = [], args.heads == "each"
     with npz_writer(args.npz) as keep, word_page(args, captioner, len(figures)) as add_to_page:
@@ -162,7 +164,7 @@ def draw(captioner, paths, args, compute, unreadable) -> dict:
     from models.decoding import Search
 
     texts = given_captions(captioner, paths, args.captions) if args.captions else None
-    result = {"checkpoint": str(args.weights or args.checkpoint), "layer": args.layer,
+    result = {"checkpoint": str(captioner.source), "layer": args.layer,
               "heads": args.heads,
               "captions": args.captions or f"the captioner's, {args.beam} beams"}
     if args.best_worst:
@@ -185,7 +187,7 @@ def pointing_game(captioner, paths, args, compute, unreadable) -> dict:
     report_unreadable([path for each in points.values() for path in each], unreadable)
     rows, table = pointing_table(points)
     print(table, file=sys.stderr)
-    return {"checkpoint": str(args.weights or args.checkpoint), "boxes": args.boxes,
+    return {"checkpoint": str(captioner.source), "boxes": args.boxes,
             "caption": "a <name>", "images": len(boxes) - len(unreadable), "layers": rows}
 
 
@@ -215,7 +217,7 @@ def make_parser():
     parser.add_argument("--html", metavar="FILE",
                         help="also write a page that shows the map of a word when you point at it, "
                              "with all layers and heads")
-    add_captioner_options(parser, registry.default("p2"))
+    add_captioner_options(parser)
     best = parser.add_argument_group("best and worst")
     best.add_argument("--best-worst", action="store_true",
                       help="rank the captions by CLIPScore, draw the first and the last")
@@ -268,6 +270,7 @@ def check_files(paths, args):
                    "--json": args.json},
                   {"--images": paths, "--captions": args.captions, "--refs": args.refs,
                    "--checkpoint": args.checkpoint, "--weights": args.weights,
+                   "--base": args.base, "--decoder": args.decoder,
                    "--vocab": args.vocab, "--clip": args.clip})
     if args.npz:
         stems = {printable(path.stem) for path in paths}
@@ -279,6 +282,7 @@ def main():
     parser = make_parser()
     args = parser.parse_args()
     check_options(args, parser)
+    complete_captioner_options(args)
     paths = image_paths(args.images, args.limit)
     if args.boxes:
         boxes_of(paths, args.boxes)  # an error in the file is one before the model is opened

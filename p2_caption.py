@@ -11,7 +11,8 @@ The captioner is a vision transformer whose patch features a small GPT-2 reads b
   python3 p2_caption.py predict --model catr --weights FILE --vocab vocab.txt --images DIR …
 
 Without --checkpoint, predict and eval use $HW3_P2_CKPT, else the default of ckpt/checkpoints.json,
-which is ckpt/captioner.safetensors. score computes for a prediction file what the course's
+which is ckpt/captioner.safetensors; with --decoder they take a PEFT file, as peft_caption.py does.
+score computes for a prediction file what the course's
 evaluator computes, without Java: CIDEr, BLEU-1 … BLEU-4 and ROUGE-L of the COCO caption toolkit,
 tokenized as Stanford's PTBTokenizer does. eval, and score --images DIR, add CLIPScore (Hessel et
 al. 2021), computed with ckpt/clip_vit_tiny.safetensors or the CLIP that --clip names; scores of
@@ -55,6 +56,7 @@ from inference.options import (
     add_run_options,
     add_scoring_options,
     add_search_options,
+    complete_captioner_options,
 )
 from inference.parser import Parser
 from inference.results import of_captions, write_result
@@ -71,11 +73,12 @@ SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
 
 def predict(args):
     """Write the captions of a folder of photos."""
+    complete_captioner_options(args)
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
     check_outputs({"--output": args.output},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--weights": args.weights,
-                   "--vocab": args.vocab})
+                   "--vocab": args.vocab, "--base": args.base, "--decoder": args.decoder})
     from inference.caption import caption_images, open_captioner
     from models.decoding import Search
 
@@ -89,6 +92,7 @@ def predict(args):
 
 def evaluate(args):
     """Print the scores of a captioner on photos with references."""
+    complete_captioner_options(args)
     images = captioned_images(args.images, args.captions, args.limit)
     if args.record and args.model:
         raise UserError("--record writes into a checkpoint of this project; make one with convert")
@@ -96,7 +100,8 @@ def evaluate(args):
     check_outputs({"--json": args.json, "--per-image": args.per_image},
                   {"--images": list(images), "--captions": args.captions,
                    "--train-captions": args.train_captions, "--checkpoint": args.checkpoint,
-                   "--weights": args.weights, "--vocab": args.vocab, "--clip": args.clip})
+                   "--weights": args.weights, "--vocab": args.vocab, "--clip": args.clip,
+                   "--base": args.base, "--decoder": args.decoder})
     from inference.caption import open_captioner
     from inference.scoring import Scoring, default_clip, evaluate_captioner, record_scores
     from models.checkpoint import check_recordable
@@ -205,7 +210,7 @@ def make_parser():
         add_run_options(command, None)
         command.add_argument("--images", default=str(SCENES), metavar="DIR",
                              help="folder of photos, without its subfolders")
-        add_captioner_options(command, registry.default("p2"))
+        add_captioner_options(command)
         add_search_options(command)
     predicting.add_argument("--output", required=True, metavar="JSON",
                             help="file to write, whole or not at all")

@@ -35,22 +35,22 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from utils import EXIT_SOME_UNREADABLE, non_negative, run
+from utils import EXIT_SOME_UNREADABLE, UserError, non_negative, run
 
-from ckpt import registry
 from data.captions import captioned_images, write_predictions
 from data.compute import Compute
 from data.files import check_outputs
 from data.photos import list_images, refuse_equal_stems, report_unreadable
 from inference.options import (
     BATCH_SIZES,
-    add_base_options,
+    add_captioner_options,
     add_command,
     add_json_option,
     add_peft_size_options,
     add_run_options,
     add_scoring_options,
     add_search_options,
+    complete_captioner_options,
 )
 from inference.parser import Parser
 from inference.results import of_captions, of_parameters, write_result
@@ -83,16 +83,16 @@ def compare(args):
 
 def predict(args):
     """Write the captions of a folder of photos."""
+    complete_captioner_options(args, "p2_peft")
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
     check_outputs({"--output": args.output},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--base": args.base,
-                   "--decoder": args.decoder, "--weights": args.weights})
-    from inference.caption import caption_images
-    from inference.peft import BaseSource, open_peft
+                   "--decoder": args.decoder, "--weights": args.weights, "--vocab": args.vocab})
+    from inference.caption import caption_images, open_captioner
     from models.decoding import Search
 
-    captioner = open_peft(args.checkpoint, BaseSource.from_args(args))
+    captioner = open_captioner(args)
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     readable, captions, unreadable = caption_images(
         captioner, paths, Search.from_args(args), compute)
@@ -103,24 +103,27 @@ def predict(args):
 
 def evaluate(args):
     """Print the scores of a PEFT checkpoint on photos with references."""
+    complete_captioner_options(args, "p2_peft")
     images = captioned_images(args.images, args.captions, args.limit)
     check_outputs({"--json": args.json},
                   {"--images": list(images), "--captions": args.captions, "--clip": args.clip,
                    "--checkpoint": args.checkpoint, "--base": args.base, "--decoder": args.decoder,
-                   "--weights": args.weights})
-    from inference.peft import BaseSource, open_peft
+                   "--weights": args.weights, "--vocab": args.vocab})
+    if args.record and args.model:
+        raise UserError("--record writes into a checkpoint of this project, not with --model")
+    from inference.caption import open_captioner
     from inference.scoring import Scoring, default_clip, evaluate_captioner, record_scores
     from models.checkpoint import check_recordable
     from models.decoding import Search
 
     if args.record:
         check_recordable(args.checkpoint)
-    captioner = open_peft(args.checkpoint, BaseSource.from_args(args))
+    captioner = open_captioner(args)
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     scoring = Scoring.from_args(args, args.clip or default_clip())
     result, _ = evaluate_captioner(captioner, images, Search.from_args(args), compute, scoring)
-    result |= {"method": captioner.metadata["method"], "captions": args.captions,
-               "checkpoint": args.checkpoint}
+    result |= {"method": captioner.metadata.get("method"), "captions": args.captions,
+               "checkpoint": captioner.source}
     if args.record:
         record_scores(args.checkpoint, args.record, result)
     write_result(result, of_captions(result), args.json)
@@ -176,11 +179,9 @@ def make_parser():
     evaluating = add_command(commands, "eval", evaluate, "the scores of a PEFT checkpoint")
     for command in (predicting, evaluating):
         add_run_options(command, None)
-        add_base_options(command)
+        add_captioner_options(command, "p2_peft")
         command.add_argument("--images", default=str(SCENES), metavar="DIR",
                              help="folder of photos, without its subfolders")
-        command.add_argument("--checkpoint", default=str(registry.default("p2_peft")),
-                             metavar="FILE", help="a PEFT file, as train writes it")
         add_search_options(command)
     predicting.add_argument("--output", required=True, metavar="JSON",
                             help="file to write, whole or not at all")

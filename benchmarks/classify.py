@@ -85,14 +85,14 @@ def ours(options, output):
     from data.compute import Compute, resolve_precision
     from data.files import write_csv
     from data.photos import list_images
-    from inference.classify import classify_with_all
+    from inference.classify import classify_with_each
     from inference.options import BATCH_SIZES
 
     classifier = build(options)
     compute = Compute("cpu", resolve_precision("auto", "cpu"), BATCH_SIZES["classifier"]["cpu"])
     started = time.perf_counter()
     paths = list_images(options.images)
-    readable, probabilities, _ = classify_with_all([classifier], paths, compute)
+    readable, (probabilities,), _ = classify_with_each([classifier], paths, compute)
     write_csv(output, ["filename", "label"], [
         [path.name, classifier.classes[label]]
         for path, label in zip(readable, probabilities.argmax(1), strict=True)])

@@ -18,13 +18,16 @@ To publish a checkpoint of yours, put it where anyone can fetch it, then
   bash download_ckpt.sh --record runs/mine/best.safetensors --name mine --url https://… --default p1
 
 and commit ckpt/checkpoints.json: `bash download_ckpt.sh` now fetches it, and hw3_1.sh uses it. A
-file in ckpt/ needs no --url: it comes with the code. HW3_P1_CKPT, HW3_P2_CKPT and HW3_CLIP_CKPT,
-where set, name a file to use instead of the defaults.
+file in ckpt/ needs no --url: it comes with the code. Several files, with as many --name and --url,
+are an ensemble as the default of p1. --needs names entries that are fetched with the file, such as
+the weights of a PEFT captioner's encoder. HW3_P1_CKPT (A:B for an ensemble), HW3_P2_CKPT and
+HW3_CLIP_CKPT, where set, name a file to use instead of the defaults.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Container
@@ -33,14 +36,13 @@ from pathlib import Path
 from utils import EXIT_ERROR, EXIT_INTERRUPTED, ArgumentParser, UserError, one_line, printable, warn
 
 from ckpt import registry
+from ckpt.publish import add
 from ckpt.registry import Entry
 from ckpt.transfer import (
     Unreachable,
     check_space,
-    check_url,
     fetch,
     one_at_a_time,
-    problem_with_content,
     sha256_of,
 )
 
@@ -172,9 +174,9 @@ def hash_matches_name(path: Path) -> bool:
 
 def download(args) -> int:
     entries, defaults = registry.read_list()
-    names = args.names or (entries if args.all else defaults.values())
+    names = args.names or (entries if args.all else itertools.chain(*defaults.values()))
     failed, unreachable = [], {}
-    for name in dict.fromkeys(names):
+    for name in registry.with_needs(entries, names):
         try:
             entry = registry.find(entries, name)
             if entry.hub:
@@ -231,41 +233,11 @@ def show(args) -> int:
         size = entry.hub is None and registry.expected(entry)[0]
         facts = [("ships" if entry.shipped else "here") if here else "not here",
                  *([f"{size / 1e6:,.1f} MB"] if size else []),
-                 *(f"default of {key}" for key, used in defaults.items() if used == name)]
+                 *(f"default of {key}" for key, used in defaults.items() if name in used)]
         print(printable(f"{name} ({', '.join(facts)})\n    {entry.use or 'use not stated'}\n"
                         f"    from {entry.url or entry.hub or 'this project'}\n"
                         f"    licence: {entry.licence or 'not stated'}"))
     return status
-
-
-def add(args) -> int:
-    """Write a file's size and SHA-256 into the list, as an entry of its own or a known one's."""
-    file, (entries, defaults) = Path(args.record), registry.read_list()
-    if not file.is_file():
-        raise UserError(f"{file} does not exist; --record takes a checkpoint file")
-    wrong = problem_with_content(file, file.suffix)
-    if wrong:
-        raise UserError(f"{file} {wrong}; --record takes a checkpoint file")
-    name = args.name or file.stem
-    before = entries.get(name, {})
-    url = args.url or before.get("url")
-    if url:
-        check_url(url, args.insecure)
-        where = {"url": url, "file": before.get("file") or name + file.suffix}
-    elif file.resolve().parent == registry.FOLDER.resolve():
-        where = {"shipped": True, "file": file.name}
-    else:
-        raise UserError(f"{file} is not in {registry.FOLDER}: put it there and it comes with "
-                        "the code, or give --url, where it can be fetched")
-    entries[name] = {"name": name, **where, "size": file.stat().st_size, "sha256": sha256_of(file),
-                     "licence": args.licence or before.get("licence"),
-                     "use": args.use or before.get("use")}
-    registry.find(entries, name)  # as it will be read
-    if args.default:
-        defaults[args.default] = name
-    registry.write_list(entries, defaults)
-    warn(f"wrote {name} into {registry.list_path()}; commit it")
-    return 0
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -280,23 +252,33 @@ def parse_args(argv):
     command.add_argument("--list", action="store_true", help="show what there is")
     command.add_argument("--check", action="store_true",
                          help="compare what is here with the list; fetches nothing")
-    command.add_argument("--record", metavar="FILE",
-                         help="write FILE's size and SHA-256 into the list")
+    command.add_argument("--record", nargs="+", metavar="FILE",
+                         help="write each FILE's size and SHA-256 into the list")
     parser.add_argument("--insecure", action="store_true", help="also fetch what is not https")
     recorded = parser.add_argument_group("with --record")
-    recorded.add_argument("--name", help="of the entry (default: FILE's, without its extension)")
-    recorded.add_argument("--url", help="where FILE can be fetched (default: it ships in ckpt/)")
+    recorded.add_argument("--name", nargs="+",
+                          help="of each entry (default: FILE's, without its extension)")
+    recorded.add_argument("--url", nargs="+",
+                          help="where each FILE can be fetched (default: it ships in ckpt/)")
+    recorded.add_argument("--needs", nargs="+", metavar="NAME",
+                          help="entries that are fetched with it")
     recorded.add_argument("--default", choices=list(registry.SHIPPED),
-                          help="make it what this entry point uses: p1 hw3_1.sh IMAGES OUT.csv, "
-                               "clip hw3_1.sh with names, p2 hw3_2.sh, p2_peft hw3_2.sh with a "
-                               "decoder")
+                          help="make it what this entry point uses: p1 hw3_1.sh IMAGES OUT.csv "
+                               "(several files: an ensemble), clip hw3_1.sh with names, p2 "
+                               "hw3_2.sh, p2_peft hw3_2.sh with a decoder")
     recorded.add_argument("--licence", metavar="TEXT", help="of FILE and what it was made of")
     recorded.add_argument("--use", metavar="TEXT", help="what it is for")
     args = parser.parse_args(argv)
     if args.names and (args.all or args.record):
         parser.error(f"NAME does not go with {'--all' if args.all else '--record'}")
-    if not args.record and any((args.name, args.url, args.default, args.licence, args.use)):
-        parser.error("--name, --url, --default, --licence and --use go with --record FILE")
+    if not args.record and any((args.name, args.url, args.needs, args.default, args.licence,
+                                args.use)):
+        parser.error("--name, --url, --needs, --default, --licence and --use go with --record FILE")
+    for option in ("name", "url"):
+        values = getattr(args, option)
+        if values and len(values) != len(args.record):
+            parser.error(f"--{option} takes as many values as --record has files, "
+                         f"{len(args.record)}, not {len(values)}")
     return args
 
 

@@ -10,8 +10,9 @@ An entry of its "checkpoints" has a "name" and one of
 
 and "file", its name in its folder; "size" and "sha256", null where nobody has published them: those
 of the first file that came are then written into ckpt/checkpoints.lock.json, under its URL, and
-later files are compared with them; "licence", and "use", what it is for. "defaults" names the entry
-of each entry point.
+later files are compared with them; "licence", and "use", what it is for; "needs", names of entries
+that are fetched with it, such as the weights of a PEFT captioner's encoder. "defaults" names the
+entry of each entry point; of p1 also a list of entries, which are an ensemble.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -35,6 +37,7 @@ SHIPPED = {"p1": "pets_vit_tiny.safetensors", "p2": "captioner.safetensors",
            "p2_peft": "flickr8k_peft.safetensors", "clip": "clip_vit_tiny.safetensors"}
 VARIABLES = {"p1": "HW3_P1_CKPT", "p2": "HW3_P2_CKPT", "p2_peft": "HW3_P2_CKPT",
              "clip": "HW3_CLIP_CKPT"}
+ENSEMBLES = ("p1",)  # entry points that take the mean of several checkpoints
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Entry:
     sha256: str | None = None
     licence: str | None = None
     use: str | None = None
+    needs: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -60,19 +64,37 @@ class Entry:
 
 
 def default(key: str) -> Path:
-    """The checkpoint that entry point ``key`` (one of ``SHIPPED``) uses: the file that its
-    environment variable names, else the list's default, else the one that ships."""
+    """The checkpoint that entry point ``key`` uses; of an ensemble the first."""
+    return members(key)[0]
+
+
+def members(key: str) -> list[Path]:
+    """The checkpoints that entry point ``key`` (one of ``SHIPPED``) uses, one unless it is of
+    ``ENSEMBLES``: those that its environment variable names, else the list's default, else the one
+    that ships."""
     named = os.environ.get(VARIABLES[key])
     if named:
-        return Path(named)
+        return _named_files(key, named)
     entries, defaults = read_list()
     if key not in defaults:
-        return FOLDER / SHIPPED[key]
-    entry = find(entries, defaults[key])
-    if entry.hub:
-        raise UserError(f"{list_path()}: the default {key} is {entry.name}, a model on the hub; "
-                        "it must be a checkpoint file")
-    return entry.path
+        return [FOLDER / SHIPPED[key]]
+    chosen = [find(entries, name) for name in defaults[key]]
+    for entry in chosen:
+        if entry.hub:
+            raise UserError(f"{list_path()}: the default {key} is {entry.name}, a model on the "
+                            "hub; it must be a checkpoint file")
+    return [entry.path for entry in chosen]
+
+
+def _named_files(key: str, named: str) -> list[Path]:
+    """The files of an environment variable, ``A:B`` for an ensemble. A file whose name holds a
+    colon is one file, and the colon of hf:owner/name separates nothing."""
+    if key not in ENSEMBLES or Path(named).exists():
+        return [Path(named)]
+    files = [part for part in re.split("(?<!:hf):", f":{named}") if part]
+    if not files:
+        raise UserError(f"{VARIABLES[key]}={named} names no file; give a file, or several as A:B")
+    return [Path(file) for file in files]
 
 
 # --- the list -----------------------------------------------------------------------------------
@@ -82,8 +104,9 @@ def list_path() -> Path:
     return FOLDER / "checkpoints.json"
 
 
-def read_list() -> tuple[dict[str, dict], dict[str, str]]:
-    """({name: what the list says of it}, defaults), both empty where there is no list.
+def read_list() -> tuple[dict[str, dict], dict[str, list[str]]]:
+    """({name: what the list says of it}, {entry point: names of its default}), both empty where
+    there is no list.
 
     Entries are not looked at, so that a bad one harms no other: ``find`` does.
     """
@@ -103,7 +126,18 @@ def read_list() -> tuple[dict[str, dict], dict[str, str]]:
     unknown = [key for key in defaults if key not in SHIPPED]
     if unknown:
         raise UserError(f"{path}: there is no default {unknown[0]}, only {', '.join(SHIPPED)}")
-    return dict(zip(names, rows, strict=True)), defaults
+    chosen = {key: value if isinstance(value, list) else [value]
+              for key, value in defaults.items()}
+    for key, value in chosen.items():
+        check_default(key, value)
+    return dict(zip(names, rows, strict=True)), chosen
+
+
+def check_default(key: str, names: list[str]) -> None:
+    """UserError where entry point ``key`` cannot use so many checkpoints."""
+    if not names or len(names) > 1 and key not in ENSEMBLES:
+        raise UserError(f"{list_path()}: the default {key} names {len(names)} checkpoints; only "
+                        f"{', '.join(ENSEMBLES)} takes several, and none takes 0")
 
 
 def find(entries: dict[str, dict], name: str) -> Entry:
@@ -114,11 +148,11 @@ def find(entries: dict[str, dict], name: str) -> Entry:
     where = f"{list_path()}, {name}"
     try:
         entry = Entry(**entries[name])
-        entry = replace(entry, files=tuple(entry.files))
+        entry = replace(entry, files=tuple(entry.files), needs=tuple(entry.needs))
     except TypeError as error:
         raise UserError(f"{where}: {str(error).rpartition('() ')[2]}") from None
     texts = (entry.name, entry.url, entry.hub, entry.file, entry.revision, entry.sha256,
-             entry.licence, entry.use, *entry.files)
+             entry.licence, entry.use, *entry.files, *entry.needs)
     if not all(text is None or isinstance(text, str) and text.isprintable() for text in texts):
         raise UserError(f"{where}: all but size and shipped must be text of one line")
     if [entry.shipped is True, bool(entry.url), bool(entry.hub)].count(True) != 1:
@@ -147,8 +181,27 @@ def _file_of(row: dict) -> str:
     return row.get("file") or unquote(urlsplit(str(row.get("url"))).path).rpartition("/")[2]
 
 
-def write_list(entries: dict[str, dict], defaults: dict[str, str]) -> None:
-    content = {"defaults": defaults, "checkpoints": list(entries.values())}
+def with_needs(entries: dict[str, dict], names: Iterable[str]) -> list[str]:
+    """``names``, each after the entries that it needs, and those that they need; none twice."""
+    found: list[str] = []
+
+    def add(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise UserError(f"{list_path()}: {name} needs itself")
+        for needed in entries.get(name, {}).get("needs") or ():
+            add(needed, (*above, name))
+        if name not in found:
+            found.append(name)
+
+    for name in names:
+        add(name, ())
+    return found
+
+
+def write_list(entries: dict[str, dict], defaults: dict[str, list[str]]) -> None:
+    content = {"defaults": {key: names if len(names) > 1 else names[0]
+                            for key, names in defaults.items()},
+               "checkpoints": list(entries.values())}
     write_text(list_path(), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -16,8 +16,9 @@ import torch
 from data.batches import normalized_batches
 from data.compute import Compute, autocast
 from data.photos import refuse_unreadable
+from inference.options import base_options
+from inference.peft import BaseSource, open_checkpoint
 from models.captioner import Captioner, Memory
-from models.captioner_files import open_checkpoint
 from models.catr import open_catr
 from models.checkpoint import check_output, digest
 from models.decoding import Search, generate
@@ -25,13 +26,16 @@ from models.vit_gpt2 import ViTGPT2
 
 
 def open_captioner(args: argparse.Namespace) -> Captioner:
-    """The captioner of ``--checkpoint``, or of ``--model`` with its files: the options of
-    ``inference.options.add_captioner_options``."""
-    if not args.model and (args.weights or args.vocab):
-        raise UserError("--weights and --vocab go with --model catr; a checkpoint of this project "
-                        "is given with --checkpoint")
-    captioner = (open_catr(args.weights, args.vocab) if args.model
-                 else open_checkpoint(args.checkpoint))
+    """Any captioner: of a file, of a PEFT file over its base, or of ``--model`` with its files.
+    ``args`` has the options of ``inference.options.add_captioner_options``, completed."""
+    given = base_options(args)
+    if args.model and given:
+        raise UserError(f"{given[0]} names the base of a PEFT file; it does not go with --model")
+    if not args.model and (args.vocab or args.weights and not given):
+        raise UserError("--weights and --vocab go with --model catr, --weights also with "
+                        "--encoder; a checkpoint of this project is given with --checkpoint")
+    captioner = (open_catr(args.weights, args.vocab) if args.model else open_checkpoint(
+        args.checkpoint, BaseSource.from_args(args) if given else None))
     captioner.source = args.weights if args.model else args.checkpoint
     return captioner
 

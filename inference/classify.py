@@ -67,14 +67,15 @@ def classify(
     return readable, np.concatenate([none, *rows]), unreadable
 
 
-def classify_with_all(
+def classify_with_each(
     classifiers: Sequence[Classifier], paths: Sequence[Path], compute: Compute
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
-    """As ``classify``, with the mean of the classifiers' probabilities.
+    """As ``classify``, with the probabilities of each classifier, (classifiers, N, classes); their
+    mean over the first axis is the ensemble's.
 
     Unreadable files are named on stderr. Raises UserError where no file is readable.
     """
     results = [classify(classifier, paths, compute) for classifier in classifiers]
     readable, _, unreadable = results[0]
     report_unreadable(readable, unreadable)
-    return readable, np.mean([probabilities for _, probabilities, _ in results], axis=0), unreadable
+    return readable, np.stack([probabilities for _, probabilities, _ in results]), unreadable

@@ -71,18 +71,35 @@ def add_json_option(parser: argparse.ArgumentParser, *other_names: str) -> None:
                              "is no terminal; a terminal shows a summary)")
 
 
-def add_captioner_options(parser: argparse.ArgumentParser, checkpoint: object) -> None:
-    """The options behind ``inference.caption.open_captioner``; ``checkpoint`` is the default."""
+def add_captioner_options(parser: argparse.ArgumentParser, key: str = "p2") -> None:
+    """The options behind ``inference.caption.open_captioner``. ``complete_captioner_options`` must
+    get the same ``key``, the entry point whose checkpoint is the default."""
     group = parser.add_argument_group("captioner")
     source = group.add_mutually_exclusive_group()
-    source.add_argument("--checkpoint", default=str(checkpoint), metavar="FILE",
-                        help="a captioner of this project, or a PEFT file over ckpt's base")
+    default, peft = (str(registry.default(name)).replace("%", "%%") for name in (key, "p2_peft"))
+    source.add_argument("--checkpoint", metavar="FILE",
+                        help=f"a captioner of this project, or a PEFT file (default: {default}"
+                             + f"; with --decoder, --encoder or --base: {peft}" * (peft != default)
+                             + ")")
     source.add_argument("--model", choices=("catr",),
-                        help="a public captioner, in place of --checkpoint")
-    group.add_argument("--weights", metavar="FILE",
-                       help="the public captioner's weights (.pth, .bin or .safetensors)")
+                        help="a public captioner, in place of --checkpoint, with --weights")
     group.add_argument("--vocab", metavar="FILE",
                        help="its vocabulary (vocab.txt of bert-base-uncased)")
+    add_base_options(parser, "base of a PEFT file", "weights of --encoder, or of --model catr")
+
+
+def complete_captioner_options(args: argparse.Namespace, key: str = "p2") -> None:
+    """Fill in the checkpoint where none was named, before any file is looked at: that of entry
+    point ``key``, or the PEFT file where the options name a base for one."""
+    if args.checkpoint is None and not args.model:
+        args.checkpoint = str(registry.default("p2_peft" if base_options(args) else key))
+
+
+def base_options(args: argparse.Namespace) -> list[str]:
+    """The options of ``add_base_options`` that were given, without --weights."""
+    given = {"--base": args.base != str(registry.BASE), "--decoder": args.decoder,
+             "--encoder": args.encoder, "--pretrained": args.pretrained}
+    return [option for option, value in given.items() if value]
 
 
 def add_search_options(
@@ -115,9 +132,11 @@ def add_scoring_options(parser: argparse.ArgumentParser, resamples: int | None =
                              f"or hub name (default: {registry.CLIP.name})")
 
 
-def add_base_options(parser: argparse.ArgumentParser) -> None:
-    """The frozen base of a PEFT captioner."""
-    group = parser.add_argument_group("base")
+def add_base_options(
+    parser: argparse.ArgumentParser, title: str = "base", weights: str = "weights of --encoder"
+) -> None:
+    """The frozen base of a PEFT captioner; ``weights`` is the help of --weights."""
+    group = parser.add_argument_group(title)
     group.add_argument("--base", default=str(registry.BASE), metavar="FILE",
                        help="a language model with its encoder, as p2_caption.py pretrain makes it")
     group.add_argument("--decoder", metavar="FILE",
@@ -125,7 +144,7 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
                             "model")
     group.add_argument("--encoder", metavar="NAME",
                        help="timm's name of a ViT in place of the base's encoder, with --decoder")
-    group.add_argument("--weights", metavar="FILE", help="weights of --encoder")
+    group.add_argument("--weights", metavar="FILE", help=weights)
     group.add_argument("--pretrained", action="store_true",
                        help="timm's weights for --encoder (network, or its cache)")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
-from utils import ArgumentParser
+from utils import ArgumentParser, warn
 
 # What other libraries and papers call our choices; "Adam-W" and "adam_w" are adamw without it.
 OTHER_NAMES = {
@@ -39,6 +40,13 @@ MEANT = {other: name for name, others in OTHER_NAMES.items() for other in others
 class Parser(ArgumentParser):
     """A parser that takes ``AdamW``, ``adam-w`` and ``flip,jitter`` for what they mean, and tells
     the nearest name where it does not understand."""
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """As argparse; a terminal then gets a sign of life: importing torch takes seconds."""
+        parsed = super().parse_args(args, namespace)
+        if sys.stderr and sys.stderr.isatty():
+            warn(f"{self.prog}: starting …")
+        return parsed
 
     def _get_values(self, action: argparse.Action, arg_strings: Sequence[str]) -> object:
         names = _names(action)

@@ -16,7 +16,7 @@ from ckpt import registry
 from data.files import markdown_table
 from models.captioner import Captioner
 from models.captioner_files import load_captioner
-from models.checkpoint import load_checkpoint
+from models.checkpoint import load_checkpoint, open_file
 from models.gpt2 import GPT2Config
 from models.peft import LIMIT, OPTIONS, count_parts, insert, load_peft, method_of, trained
 from models.vit import Encoder, build_vit
@@ -69,28 +69,42 @@ class BaseSource:
         return shlex.join(words + ["--pretrained"] * self.pretrained)
 
     def with_encoder_of(self, metadata: dict, folder: Path) -> BaseSource:
-        """With --decoder and no --encoder: the encoder of the PEFT file that has ``metadata``; the
-        encoder's weights are looked for in ``folder`` where they came from a file."""
+        """With --decoder and no --encoder: the encoder of the PEFT file that has ``metadata``.
+        Where its weights came from a file, one of that name is looked for in ``folder``, then
+        where download_ckpt.sh puts files."""
         encoder = metadata.get("encoder", {})
         pretrained, weights = encoder.get("pretrained"), encoder.get("weights")
         if self.encoder or not self.decoder or not (pretrained or weights):
             return self
-        return replace(self, encoder=encoder["name"], pretrained=bool(pretrained),
-                       weights=weights and folder / weights)
+        if weights:
+            name = Path(weights).name  # a name, not a path that a stranger chose
+            places = [place / name for place in (folder, registry.FOLDER,
+                                                 registry.FOLDER / "fetched")]
+            weights = next((place for place in places if place.exists()), places[0])
+        return replace(self, encoder=encoder["name"], pretrained=bool(pretrained), weights=weights)
 
 
-def open_peft(checkpoint: str | Path, source: BaseSource) -> Captioner:
-    """The captioner of a PEFT file over its base, in eval mode.
+def open_checkpoint(checkpoint: str | Path, source: BaseSource | None = None) -> Captioner:
+    """The captioner of a file, in eval mode; of a PEFT file, over the base that ``source`` names
+    (default: the one that ships).
 
-    Raises UserError for a file of another base, with the command that trains one for this.
+    Raises UserError for a PEFT file of another base, with the command that trains one for this; and
+    for a ``source`` where the file is a captioner of its own.
     """
-    if not Path(checkpoint).exists():
+    over = source or BaseSource(registry.BASE)
+    if source and not Path(checkpoint).exists():
         raise UserError(f"{checkpoint} does not exist: give a PEFT file as --checkpoint or "
                         "$HW3_P2_CKPT; python3 peft_caption.py train --method adapter "
-                        f"{source.words()} --images DIR --captions JSON --out DIR makes one")
-    metadata = load_checkpoint(checkpoint, "peft")[1]
-    source = source.with_encoder_of(metadata, Path(checkpoint).parent)
-    return load_peft(checkpoint, source.open(), source.words())
+                        f"{over.words()} --images DIR --captions JSON --out DIR makes one")
+    file = open_file(checkpoint)
+    if file.metadata.get("kind") == "peft":
+        over = over.with_encoder_of(file.metadata, Path(checkpoint).parent)
+        return load_peft(file, over.open(), over.words())
+    captioner = load_captioner(file)
+    if source:
+        raise UserError(f"{checkpoint} is a whole captioner, which needs no {over.words()}; leave "
+                        "this out, or give a PEFT file as --checkpoint or $HW3_P2_CKPT")
+    return captioner
 
 
 # --- counting -----------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from utils import UserError
 
 from torch import Tensor
 
-from ckpt import registry
 from models.captioner import Captioner
 from models.catr import described_catr
 from models.checkpoint import (
@@ -19,7 +18,6 @@ from models.checkpoint import (
     rebuild,
     save_checkpoint,
 )
-from models.peft import load_peft
 from models.vit_gpt2 import described_vit_gpt2
 
 # What builds each architecture; a description that names none is of the first.
@@ -37,15 +35,6 @@ def load_captioner(source: str | Path | Opened, *kinds: str) -> Captioner:
     file = open_file(source)
     tensors, metadata = load_checkpoint(file, *(kinds or ("captioner",)))
     return rebuild(lambda: _described(metadata, tensors), tensors, file.path)
-
-
-def open_checkpoint(path: str | Path) -> Captioner:
-    """The captioner of a file, in eval mode; of a PEFT file, over the base that ships."""
-    file = open_file(path)
-    if file.metadata.get("kind") == "peft":
-        base = load_captioner(registry.BASE, "base")
-        return load_peft(file, base, f"--base {registry.BASE}")
-    return load_captioner(file)
 
 
 def blend_captioners(first: str | Path, second: str | Path, share: float) -> Captioner:

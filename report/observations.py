@@ -116,8 +116,9 @@ def balance(accuracy: float, balanced: float, number_of_classes: int) -> str | N
     if number_of_classes < 2:
         return None
     if abs(accuracy - balanced) < 0.01:
-        return (f"Counting each of the {number_of_classes} classes alike gives {percent(balanced)}, "
-                "less than a point away: no large class decides the accuracy.")
+        return (f"Counting each of the {number_of_classes} classes alike gives "
+                f"{percent(balanced)}, less than a point away: no large class decides the "
+                "accuracy.")
     return (f"Counting each of the {number_of_classes} classes alike gives {percent(balanced)} "
             f"instead of {percent(accuracy)}: classes with "
             f"{'few' if balanced < accuracy else 'many'} photos do worse.")

@@ -20,6 +20,7 @@ from ckpt import registry
 from data.compute import Compute
 from inference.caption import patch_features
 from inference.options import add_search_options
+from inference.peft import open_checkpoint
 from metrics.cider import CiderReward, cider
 from metrics.ngrams import Corpus
 from models import checkpoint
@@ -34,7 +35,6 @@ from models.captioner import (
 from models.captioner_files import (
     blend_captioners,
     load_captioner,
-    open_checkpoint,
     save_captioner,
 )
 from models.catr import CATR

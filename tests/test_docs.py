@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import re
 import shlex
 
-import utils
-
 import pytest
 from conftest import ROOT
+
+from inference.parser import Parser
 
 PAGES = [ROOT / "README.md", ROOT / "samples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "utils")
@@ -83,13 +84,14 @@ class Found(Exception):
 
 
 @functools.cache
-def parser_of(name: str) -> utils.ArgumentParser:
+def parser_of(name: str) -> argparse.ArgumentParser:
     def found(self, args=None, namespace=None):
         raise Found(self)
 
     module = importlib.import_module(name)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Found) as result:
-        patch.setattr(utils.ArgumentParser, "parse_args", found)
+        patch.setattr(argparse.ArgumentParser, "parse_args", found)
+        patch.delattr(Parser, "parse_args")
         module.main()
     return result.value.args[0]
 

@@ -28,6 +28,7 @@ from conftest import ROOT, copy_project
 from safetensors.torch import save_file
 
 from ckpt import download, registry, transfer
+from inference.options import complete_captioner_options
 
 # They begin as a safetensors file does: the length of a JSON object, and the object.
 CONTENT, OTHER = ((2).to_bytes(8, "little") + b"{}" + np.random.default_rng(seed).bytes(299_990)
@@ -688,6 +689,8 @@ def test_the_scripts_ask_for_it(monkeypatch):
             (clip_zeroshot, ["predict", "--images", "x", "--labels", "x", "--output", "x"],
              "HW3_CLIP_CKPT")):
         args = module.make_parser().parse_args(words)
+        if module is p2_caption:
+            complete_captioner_options(args)
         chosen = getattr(args, "checkpoint", None) or args.model
         assert chosen in (f"{option} file", [f"{option} file"])
 
@@ -722,7 +725,7 @@ def test_a_student_publishes_and_a_ta_fetches(project, server, capsys, tmp_path)
 
 
 @pytest.mark.parametrize("words", [
-    ["--all", "a"], ["--record", "x", "a"], ["--list", "--check"], ["--url", "https://a/b"],
+    ["--all", "a"], ["a", "--record", "x"], ["--list", "--check"], ["--url", "https://a/b"],
     ["--default", "p3", "--record", "x"], ["--frist"]])
 def test_wrong_usage(project, capsys, words):
     status, lines, _ = run(capsys, *words)

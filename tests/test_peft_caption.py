@@ -31,9 +31,9 @@ from data.photos import list_images
 from data.transform import Transform
 from inference import peft as inference_peft
 from inference.caption import caption_images
-from inference.peft import BaseSource
+from inference.peft import BaseSource, open_checkpoint
 from inference.scoring import Scoring, measure
-from models.captioner_files import load_captioner, open_checkpoint, save_captioner
+from models.captioner_files import load_captioner, save_captioner
 from models.checkpoint import read_tensors
 from models.decoding import Search, generate
 from models.peft import identity_of, load_peft
@@ -244,7 +244,9 @@ def test_hw3_2_captions_over_the_courses_gpt2_file(world, photos, tmp_path, monk
     assert f"--method lora --decoder '{folder / 'decoder_model.bin'}' --base" in line
 
 
-def test_an_encoder_from_a_file_is_found_beside_the_checkpoint(world, photos, tmp_path, capsys):
+def test_an_encoder_from_a_file_is_found_beside_the_checkpoint_or_where_it_is_fetched(
+    world, photos, tmp_path, capsys, monkeypatch
+):
     base = load_captioner(world / "base.safetensors", "base")
     torch.save(base.encoder.state_dict(), tmp_path / "vit.bin")
     folder = trained_over_gpt2(world, photos, tmp_path / "gpt2", capsys, "--encoder", TINY,
@@ -253,8 +255,12 @@ def test_an_encoder_from_a_file_is_found_beside_the_checkpoint(world, photos, tm
              folder / "out" / "best.safetensors", "--decoder", folder / "decoder_model.bin", *CPU]
     result = here(capsys, *words)
     assert result.returncode == 1 and "out/vit.bin does not exist" in error_lines(result)[-1]
-    shutil.copy(tmp_path / "vit.bin", folder / "out")
-    assert here(capsys, *words).returncode == 0
+    (tmp_path / "ckpt" / "fetched").mkdir(parents=True)
+    monkeypatch.setattr(registry, "FOLDER", tmp_path / "ckpt")
+    for place in (tmp_path / "ckpt" / "fetched", folder / "out"):
+        shutil.copy(tmp_path / "vit.bin", place)
+        assert here(capsys, *words).returncode == 0
+        (place / "vit.bin").unlink()
     assert len(json.loads((tmp_path / "o.json").read_text())) == 12
 
 
@@ -275,8 +281,12 @@ TRAIN = "train --images photos --captions c.json --base base.safetensors --out n
 
 
 @pytest.mark.parametrize("words, message", [
-    (PREDICT + "--checkpoint gone.safetensors", "gone.safetensors does not exist: give a PEFT"),
-    (PREDICT + "--checkpoint base.safetensors", "is a base checkpoint, a peft is needed"),
+    (PREDICT + "--checkpoint gone.safetensors", "checkpoint gone.safetensors does not exist"),
+    (PREDICT + "--checkpoint gone.safetensors --decoder d.bin",
+     "gone.safetensors does not exist: give a PEFT"),
+    (PREDICT + "--checkpoint base.safetensors", "is a base checkpoint, a captioner is needed"),
+    (PREDICT + "--model catr --decoder d.bin", "--decoder names the base of a PEFT file"),
+    (LORA + "--vocab v.txt", "--vocab go with --model catr"),
     (LORA + "--base nowhere", "checkpoint nowhere does not exist"),
     (LORA + "--base other.safetensors",
      "train --method lora --base other.safetensors --images DIR --captions JSON --out DIR"),

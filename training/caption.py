@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from utils import UserError
+from utils import UserError, warn
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from models.captioner import (
 from models.captioner_files import load_captioner, save_captioner
 from models.catr import open_catr
 from models.decoding import Search, sample
+from models.hub import local_file
 from models.vit import build_vit
 from models.vit_gpt2 import add_cross_attention, gpt2_base
 from training.language import fresh_base
@@ -70,6 +71,10 @@ def train_captioner(args: argparse.Namespace) -> list[dict]:
     recipe, options = Recipe.from_args(args), CaptionOptions.from_args(args)
     torch.manual_seed(recipe.seed)
     captioner = starting_point(start, args, images.values())
+    if start in ("model", "decoder") and not (
+            args.pretrained or args.weights or local_file(args.model)):
+        warn("the encoder's weights start at random; --pretrained or --weights FILE starts from "
+             "others")
     captioner.encoder.requires_grad_(options.encoder_lr > 0)
     set_resize(captioner, args.resize)
     about = describe_training(args, recipe, {

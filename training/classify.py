@@ -26,6 +26,7 @@ from data.transform import augmentation
 from figures import charts
 from inference.classify import classify
 from models.classifier import Classifier, build_classifier, save_classifier
+from models.hub import local_file
 from training.distillation import (
     UNLABELLED,
     Teacher,
@@ -53,6 +54,8 @@ def train_classifier(args: argparse.Namespace) -> list[dict]:
     recipe = Recipe.from_args(args)
     classifier = starting_classifier(args, photos.classes, names)
     task = classifier_task(classifier, photos, teachers, recipe, args)
+    if starts_at_random(args) and not args.resume:
+        warn("the weights start at random; --pretrained or --weights FILE starts from others")
     announce(f"{len(photos.train.paths):,} photos of {len(photos.classes)} classes, "
              f"{len(photos.val.paths):,} to validate on", classifier.model, recipe)
     history = fit_recipe(classifier.model, task, recipe, args)
@@ -100,6 +103,12 @@ def digest_of(photos: LabelledPhotos) -> str:
 
 
 # --- model ----------------------------------------------------------------------------------------
+
+
+def starts_at_random(args: argparse.Namespace) -> bool:
+    """Whether no option gives the model weights to start from."""
+    given = args.pretrained or args.weights or local_file(args.model)
+    return args.pretrained is False or not given
 
 
 def starting_classifier(
