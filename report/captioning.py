@@ -8,7 +8,17 @@ from pathlib import Path
 from data.files import read_csv, read_table
 from report import observations as of
 from report.inputs import Inputs
-from report.section import Answer, Figure, Measured, Section, Table, Words, plain, with_interval
+from report.section import (
+    Answer,
+    Figure,
+    Measured,
+    Section,
+    Table,
+    Words,
+    count,
+    plain,
+    with_interval,
+)
 from report.words import best_worst_section, captions_lack, words_section
 
 RESAMPLES = "1000"  # behind the intervals of the metrics
@@ -53,7 +63,7 @@ def headline(result: dict) -> str:
     text = "CIDEr " + with_interval(result["metrics"]["CIDEr"], result["intervals_95"]["CIDEr"])
     if "CLIPScore" in result["metrics"]:
         text += f", CLIPScore {plain(result['metrics']['CLIPScore'])}"
-    return text
+    return f"{text} on {count(result['images'], 'photo')}"
 
 
 def about_clipscore(result: dict) -> list[str]:
@@ -102,7 +112,7 @@ def captions_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer
 
 def peft_commands(inputs: Inputs, folder: Path) -> list[Words]:
     files = inputs.checkpoints["peft"]
-    return [*(scored(inputs, "peft_caption.py", file) for file in files),
+    return [*(scored(inputs, "peft_caption.py", file, *inputs.decoder) for file in files),
             *(["peft_caption.py", "params", file] for file in files)]
 
 

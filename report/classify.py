@@ -11,7 +11,17 @@ from data.files import read_table
 from report import map_observations as of_maps
 from report import observations as of
 from report.inputs import SMALL, Inputs
-from report.section import Answer, Figure, Measured, Section, Table, Words, percent, with_interval
+from report.section import (
+    Answer,
+    Figure,
+    Measured,
+    Section,
+    Table,
+    Words,
+    count,
+    percent,
+    with_interval,
+)
 
 SHOWN_SETTINGS = 40  # rows of a sweep's table
 THRESHOLDS = (0.90, 0.94)  # the course's, simple and strong
@@ -21,10 +31,12 @@ THRESHOLDS = (0.90, 0.94)  # the course's, simple and strong
 
 def accuracy_commands(inputs: Inputs, folder: Path) -> list[Words]:
     labels = ["--labels", str(inputs.breeds.truth)] if inputs.breeds.truth else []
+    models = inputs.checkpoints["classifier"]
+    compared = [models] if inputs.ensemble else [[model] for model in models]
     return [["p1_vit_classify.py", "eval", "--images", str(inputs.breeds.folder), *labels,
-             "--checkpoint", checkpoint, "--figures", str(folder / str(number)),
+             "--checkpoint", *checkpoints, "--figures", str(folder / str(number)),
              *inputs.run, *inputs.limit]
-            for number, checkpoint in enumerate(inputs.checkpoints["classifier"], 1)]
+            for number, checkpoints in enumerate(compared, 1)]
 
 
 def accuracy_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
@@ -35,7 +47,8 @@ def accuracy_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer
     best = of.best_of(measured) or 0
     result, figures = results[best], folder / str(best + 1)
     return Answer(
-        with_interval(result["accuracy"], result["accuracy_95"], percent),
+        f"{with_interval(result['accuracy'], result['accuracy_95'], percent)} of "
+        f"{count(result['total'], 'photo')}",
         tables=[Table(
             ["model", "right", "accuracy", "95 % interval", "mean over classes", "loss"],
             [[row.name, f"{result['correct']} of {result['total']}", percent(row.value),

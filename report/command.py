@@ -72,6 +72,8 @@ def make_parser() -> ArgumentParser:
     captions.add_argument("--captions", metavar="JSON", help="their references, in COCO's format")
     captions.add_argument("--p2-show", nargs="+", metavar="PATH",
                           help="photos to draw the maps of words of")
+    captions.add_argument("--decoder", metavar="FILE",
+                          help="the GPT-2 (decoder_model.bin) under the PEFT files")
     captions.add_argument("--compared", metavar="DIR",
                           help="the folder of a comparison of PEFT methods (peft_caption.py "
                                "compare)")

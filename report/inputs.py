@@ -67,6 +67,8 @@ class Inputs:
     sweep_weights: Path | None
     compared: Path | None  # the folder of a comparison of PEFT methods
     checkpoints: dict[str, list[str]]  # of each kind
+    ensemble: bool  # whether the classifiers are one ensemble, the default of problem 1
+    decoder: tuple[str, ...]  # words that name the GPT-2 under the PEFT files
     own_clip: bool  # whether the user has named the CLIP, which CLIPScore then uses too
     templates: tuple[str, ...]
     run: tuple[str, ...]  # words of the options that every command gets, --limit apart
@@ -77,7 +79,8 @@ class Inputs:
         """The options of hw3_report.sh; UserError for what does not exist or does not fit."""
         out = Path(args.output).absolute()
         own = sort_checkpoints(args.checkpoint)
-        defaults = {kind: [str(registry.default(key))] for kind, key in KINDS.items()}
+        defaults = {kind: [_place(str(path)) for path in registry.members(key)]
+                    for kind, key in KINDS.items()}
         return cls(
             out=out,
             breeds=_photos(args.p1_val or out / "samples" / "breeds", BREEDS, "--p1-val DIR",
@@ -93,7 +96,9 @@ class Inputs:
             sweep_weights=args.sweep_weights and _file(args.sweep_weights),
             compared=args.compared and _table(args.compared, "compared.csv",
                                               "peft_caption.py compare"),
-            checkpoints=defaults | own, own_clip="clip" in own,
+            checkpoints=defaults | own, ensemble="classifier" not in own,
+            decoder=("--decoder", str(_file(args.decoder))) if args.decoder else (),
+            own_clip="clip" in own,
             templates=tuple(args.template), run=_run_words(args),
             limit=("--limit", str(args.limit)) if args.limit else ())
 
@@ -154,9 +159,14 @@ def sort_checkpoints(words: Iterable[str]) -> dict[str, list[str]]:
         kind, equals, source = word.partition("=")
         if not (equals and kind in KINDS):
             kind, source = kind_of(word), word
-        place = os.path.abspath(source) if os.path.exists(source) else source
-        found.setdefault(kind, []).append(place)
+        found.setdefault(kind, []).append(_place(source))
     return found
+
+
+def _place(source: str) -> str:
+    """A file's absolute path, since commands are run in the project's folder; any other name, such
+    as one on the hub, as it is."""
+    return os.path.abspath(source) if os.path.exists(source) else source
 
 
 def kind_of(path: str) -> str:

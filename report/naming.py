@@ -8,7 +8,17 @@ from data.files import read_mapping
 from data.labels import labels_in_names, read_classes
 from report import observations as of
 from report.inputs import Inputs
-from report.section import Answer, Figure, Measured, Section, Table, Words, percent, with_interval
+from report.section import (
+    Answer,
+    Figure,
+    Measured,
+    Section,
+    Table,
+    Words,
+    count,
+    percent,
+    with_interval,
+)
 
 YEARS = (2022, 2023)
 TOP5_PHOTOS = "3"
@@ -31,7 +41,8 @@ def prompts_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
     best = of.best_of(measured) or 0
     top = rows[best]
     return Answer(
-        f"{with_interval(top['accuracy'], top['accuracy_95'], percent)} with {measured[best].name}",
+        f"{with_interval(top['accuracy'], top['accuracy_95'], percent)} of "
+        f"{count(top['total'], 'photo')} with {measured[best].name}",
         tables=[Table(["template", "right", "accuracy", "95 % interval"],
                       [[row["template"], f"{row['correct']} of {row['total']}",
                         percent(row["accuracy"]), " - ".join(map(percent, row["accuracy_95"]))]

@@ -26,9 +26,15 @@ def words_commands(kind: str) -> Callable[[Inputs, Path], list[Words]]:
     """The command for the first checkpoint of ``kind``."""
     def commands(inputs: Inputs, folder: Path) -> list[Words]:
         return [["p2_attn_vis.py", "--images", *map(str, inputs.captioned.shown), "--checkpoint",
-                 inputs.checkpoints[kind][0], "--output", str(folder), *inputs.run]]
+                 inputs.checkpoints[kind][0], *decoder_words(inputs, kind), "--output",
+                 str(folder), *inputs.run]]
 
     return commands
+
+
+def decoder_words(inputs: Inputs, kind: str) -> tuple[str, ...]:
+    """The option that names the GPT-2 which a PEFT file stands on."""
+    return inputs.decoder if kind == "peft" else ()
 
 
 def words_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
@@ -65,8 +71,8 @@ def best_worst_commands(kind: str) -> Callable[[Inputs, Path], list[Words]]:
         clip = ["--clip", inputs.checkpoints["clip"][0]] if inputs.own_clip else []
         return [["p2_attn_vis.py", "--images", str(inputs.captioned.folder), "--best-worst",
                  "--refs", str(inputs.captioned.truth), "--checkpoint",
-                 inputs.checkpoints[kind][0], *clip, "--output", str(folder), *inputs.run,
-                 *inputs.limit]]
+                 inputs.checkpoints[kind][0], *decoder_words(inputs, kind), *clip, "--output",
+                 str(folder), *inputs.run, *inputs.limit]]
 
     return commands
 
