@@ -103,6 +103,8 @@ def test_a_script_finds_its_modules_where_python_does_not_look(tmp_path, script)
 
 SPEAKS = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
 import utils
+from data import processes
+processes.BEFORE_SPEAKING = 0
 def main():
     utils.write_json(dict(a=1))
     utils.warn("a line")
