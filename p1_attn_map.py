@@ -81,7 +81,8 @@ OF_FIGURES = {"method": "--method", "heads": "--heads", "layer": "--layer", "tar
 
 def readable(classifier, label):
     """The name of a class that was given by its label or its name."""
-    return classifier.name_of(classifier.classes[classifier.index_of(label)]).replace("_", " ")
+    index = classifier.index_of(label, "--class")
+    return classifier.name_of(classifier.classes[index]).replace("_", " ")
 
 
 # --- figures ------------------------------------------------------------------------------------

@@ -120,7 +120,10 @@ def is_png(output: str | Path) -> bool:
 
 def figure_file(output: str | Path, name: str) -> Path:
     """The file of the one figure that ``--output`` asks for: itself where it ends in .png, else
-    ``<name>.png`` in that folder."""
+    ``<name>.png`` in that folder. UserError where another kind of file has that name."""
+    if not is_png(output) and Path(output).is_file():
+        raise UserError(f"--output {output} would replace a file that is no figure; give a folder, "
+                        "or a name that ends in .png")
     return Path(output) if is_png(output) else Path(output) / f"{name}.png"
 
 

@@ -92,7 +92,7 @@ def point_classes(
 
 def _class_of(classifier: Classifier, kind: str) -> int | None:
     try:
-        return classifier.index_of(kind)
+        return classifier.index_of(kind, "--boxes")
     except UserError:
         return None
 

@@ -186,7 +186,7 @@ def test_rows_of_a_gallery_are_even_and_of_one_height(tmp_path, monkeypatch, cou
 def test_right_answers_of_a_confusion_matrix_are_green(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(charts, "save", lambda figure, path: kept.append(figure))
-    charts.confusion(np.array([[5, 1], [0, 0]]), ["a", "b"], tmp_path / "x.png")
+    charts.confusion(np.array([[5, 1], [0, 0]]), ["a", "b"], "Confusion", tmp_path / "x.png")
     errors, right = kept[0].axes[0].images
     shares = np.ma.getdata(right.get_array())
     assert shares[0, 0] == pytest.approx(5 / 6) and shares[1, 1] == 0

@@ -34,6 +34,7 @@ import p1_vit_classify
 import p2_caption
 from data.labels import read_labels
 from data.photos import list_images
+from figures import charts
 from inference.parser import understood
 from inference.zeroshot import TEMPLATES, read_templates
 from metrics import accuracy
@@ -339,7 +340,7 @@ def test_the_result_is_written_before_the_figures(tmp_path, photos, checkpoint, 
     def fail(*words):
         raise MemoryError("no memory for figures")
 
-    monkeypatch.setattr(p1_vit_classify.charts, "confusion", fail)
+    monkeypatch.setattr(charts, "confusion", fail)
     result = here("eval", "--images", photos, "--checkpoint", checkpoint, "--figures", tmp_path,
                   *CPU)
     assert result.returncode == 1 and json.loads(result.stdout)["total"] == 12
