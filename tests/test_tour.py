@@ -1,0 +1,112 @@
+"""docs/tour.ipynb: stored without outputs, and every cell runs on the sample photos."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+from ipykernel.kernelspec import write_kernel_spec
+from nbclient import NotebookClient
+
+TOUR = ROOT / "docs" / "tour.ipynb"
+PICTURES = {"photos": 2, "top5": 1, "words": 5, "last": 1, "relevance": 1, "positions": 1}
+
+
+@pytest.fixture
+def tour():
+    return nbformat.read(TOUR, as_version=4)
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch) -> str:
+    """The name of a kernel that is this Python; it leaves nothing in the user's folders."""
+    write_kernel_spec(tmp_path / "jupyter" / "kernels" / "tour")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for name in ("HW3_P1_CKPT", "HW3_P2_CKPT", "HW3_CLIP_CKPT"):
+        monkeypatch.delenv(name, raising=False)
+    return "tour"
+
+
+def code_cells(notebook) -> dict:
+    return {cell.id: cell for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def shown(cell) -> list[str]:
+    """The kind of each thing that a cell showed: image/png, text/html; not what it printed."""
+    return [kind for output in cell.outputs for kind in output.get("data", {})
+            if kind != "text/plain"]
+
+
+def printed(cell) -> str:
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def test_the_stored_notebook_is_valid_and_has_no_outputs(tour):
+    nbformat.validate(tour)
+    cells = code_cells(tour)
+    assert len(cells) == 15
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells.values())
+    assert all(len(cell.source.splitlines()) <= 40 for cell in cells.values())
+
+
+def test_every_cell_runs_on_the_samples(tour, kernel, tmp_path):
+    out = tmp_path / "out of the tour"
+    settings = next(at for at, cell in enumerate(tour.cells) if cell.id == "settings")
+    # Photos without references: the report leaves out the sections that take the longest.
+    tour.cells.insert(settings + 1, nbformat.v4.new_code_cell(
+        f"OUT, REPORT = {str(out)!r}, ['--show', '1', '--p2-val', PROJECT / 'samples' / 'scenes']"))
+
+    NotebookClient(tour, timeout=300, startup_timeout=120, kernel_name=kernel,
+                   resources={"metadata": {"path": str(TOUR.parent)}}).execute()
+
+    cells = code_cells(tour)
+    assert cells["get-project"].outputs == []
+    assert {name: shown(cells[name]).count("image/png") for name in PICTURES} == PICTURES
+    for name in ("page", "report"):
+        assert "data:text/html;base64," in str(cells[name].outputs)
+    assert "siamese.jpg" in printed(cells["labels"])
+    assert [line.split() for line in printed(cells["names"]).splitlines()][-1] == [
+        "sheep.jpg", "sheep"]
+    for name in ("captions", "peft"):
+        assert len(printed(cells[name]).splitlines()) == 5
+    assert (out / "report" / "report.html").is_file()
+
+
+def first_cell(tour, folder, address="") -> subprocess.CompletedProcess:
+    """The first code cell, run in ``folder`` as a program; it prints the project's folder."""
+    source = code_cells(tour)["get-project"].source
+    assert source.count('ADDRESS = ""') == 1
+    source = source.replace('ADDRESS = ""', f"ADDRESS = {str(address)!r}") + "\nprint(PROJECT)"
+    return subprocess.run([sys.executable, "-c", source], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "docs"], ids=["project", "docs"])
+def test_the_first_cell_does_nothing_in_a_checkout(tour, folder):
+    result = first_cell(tour, folder)
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, str(ROOT), "")
+
+
+def test_the_first_cell_fetches_the_project_once(tour, tmp_path):
+    origin, empty = tmp_path / "origin", tmp_path / "my notebooks"
+    origin.mkdir()
+    empty.mkdir()
+    (origin / "hw3_report.sh").touch()
+    (origin / "requirements.txt").write_text("pip\n")  # which is there: nothing is fetched
+    name = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*name, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=origin, check=True)
+    for address in (origin.as_uri(), ""):  # the second time it is there
+        result = first_cell(tour, empty, address)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip() == str(empty / "vision-homework")
+        assert (empty / "vision-homework" / "hw3_report.sh").is_file()
+
+
+def test_the_first_cell_asks_for_the_address(tour, tmp_path):
+    result = first_cell(tour, tmp_path)
+    assert result.returncode and "set ADDRESS to the address" in result.stderr
