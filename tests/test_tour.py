@@ -7,7 +7,7 @@ import sys
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, finished
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 
@@ -51,7 +51,7 @@ def test_the_stored_notebook_is_valid_and_has_no_outputs(tour):
     cells = code_cells(tour)
     assert len(cells) == 15
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells.values())
-    assert all(len(cell.source.splitlines()) <= 40 for cell in cells.values())
+    assert all(len(cell.source.splitlines()) <= 45 for cell in cells.values())
 
 
 def test_every_cell_runs_on_the_samples(tour, kernel, tmp_path):
@@ -73,7 +73,8 @@ def test_every_cell_runs_on_the_samples(tour, kernel, tmp_path):
     assert [line.split() for line in printed(cells["names"]).splitlines()][-1] == [
         "sheep.jpg", "sheep"]
     for name in ("captions", "peft"):
-        assert len(printed(cells[name]).splitlines()) == 5
+        captioned = [line.split()[0] for line in printed(cells[name]).split("\n")[-6:-1]]
+        assert captioned == ["astronaut", "dog", "horses", "photographer", "sheep"]
     assert (out / "report" / "report.html").is_file()
 
 
@@ -82,7 +83,7 @@ def first_cell(tour, folder, address="") -> subprocess.CompletedProcess:
     source = code_cells(tour)["get-project"].source
     assert source.count('ADDRESS = ""') == 1
     source = source.replace('ADDRESS = ""', f"ADDRESS = {str(address)!r}") + "\nprint(PROJECT)"
-    return subprocess.run([sys.executable, "-c", source], cwd=folder, capture_output=True, text=True)
+    return finished(sys.executable, "-c", source, cwd=folder)
 
 
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "docs"], ids=["project", "docs"])
