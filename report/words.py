@@ -10,7 +10,7 @@ from data.files import read_csv
 from metrics.ptb import tokenize
 from report import map_observations as of_maps
 from report import observations as of
-from report.inputs import Inputs
+from report.inputs import ROOT, Inputs
 from report.section import Answer, Figure, Section, Table, Words, percent, plain
 
 READING = (
@@ -79,8 +79,9 @@ def best_worst_commands(kind: str) -> Callable[[Inputs, Path], list[Words]]:
 
 def best_worst_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
     parts = {kind: results[0][kind] for kind in ("best", "worst")}
+    # The command ran in the project's folder, where its paths begin; this may be another one.
     scores = [float(row["CLIPScore"])
-              for row in read_csv(results[0]["ranking"], "rank", "filename", "CLIPScore")]
+              for row in read_csv(ROOT / results[0]["ranking"], "rank", "filename", "CLIPScore")]
     return Answer(
         f"CLIPScore from {plain(scores[-1])} to {plain(scores[0])}",
         tables=[Table(["", "photo", "CLIPScore", "caption", "first reference"],

@@ -1,4 +1,5 @@
-"""The sentences that the report derives from numbers: each rule on numbers by hand."""
+"""The sentences that the report derives from numbers: each rule on numbers by hand. And the answers
+that read a file whose name a command gave."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import pytest
 
 from report import map_observations as maps
 from report import observations as of
+from report import words as word_sections
 from report.section import Measured, count, listed, percent, with_interval
 
 A, B, C = (Measured("A", 0.6, 0.5, 0.7), Measured("B", 0.4, 0.3, 0.55),
@@ -211,3 +213,21 @@ def test_trained_parameters():
     assert "fewer than the 100 that" in of.trained([("a", 5), ("b", 99)], 100)
     assert "b trains 100 parameters, not fewer" in of.trained([("b", 100)], 100)
     assert of.trained([], 100) is None
+
+
+def test_the_ranking_is_found_from_any_working_folder(tmp_path, monkeypatch):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    project.mkdir()
+    elsewhere.mkdir()
+    (project / "ranking.csv").write_text("rank,filename,CLIPScore\n1,a.jpg,0.8\n2,b.jpg,0.5\n")
+    parts = {kind: {"filename": name, "CLIPScore": score, "caption": "a dog",
+                    "references": ["a cat"], "figure": f"{kind}.png",
+                    "words": [{"entropy_share": 0.5}]}
+             for kind, name, score in (("best", "a.jpg", 0.8), ("worst", "b.jpg", 0.5))}
+    monkeypatch.setattr(word_sections, "ROOT", project)
+    monkeypatch.chdir(elsewhere)
+
+    answer = word_sections.best_worst_answer(
+        None, project, [{"ranking": "ranking.csv", "clip": "c", **parts}])
+
+    assert answer.result == "CLIPScore from 0.500 to 0.800"
