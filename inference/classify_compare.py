@@ -136,7 +136,9 @@ def write_sheet(
     right, wrong, other = both[winner], both[1 - winner], names[1 - winner]
     chosen = np.flatnonzero(right.right & ~wrong.right)
     chosen = chosen[np.argsort(-wrong.probabilities[chosen].max(1), kind="stable")]
-    heading = f"Only {names[winner]} is right: {len(chosen)} of {len(paths)} photos"
+    heading = f"Only {names[winner]} is right"  # of no photo at all the gallery itself says "none"
+    if len(chosen):
+        heading += f": {len(chosen)} of {len(paths)} photos"
     if len(chosen) > MOST:
         heading += f"\nthe {MOST} photos where {other} is surest"
     images, titles = [], []

@@ -38,8 +38,8 @@ def folder(tmp_path_factory):
 def pair(tmp_path_factory):
     """Two random classifiers; the second one has its classes in another order."""
     place = tmp_path_factory.mktemp("pair")
-    return [write_classifier(place / "a.safetensors", seed=1),
-            write_classifier(place / "b.safetensors", CLASSES[::-1], seed=4)]
+    return [write_classifier(place / "a.safetensors", seed=2),
+            write_classifier(place / "b.safetensors", CLASSES[::-1], seed=5)]
 
 
 def rows_of(file):
@@ -91,11 +91,20 @@ def test_the_sheet_has_the_photos_that_one_alone_gets_right(
         alone.sort(key=lambda row: -float(row[f"{other} probability"]))
         assert file.name == f"only_{name}.png"
         assert heading.startswith(f"Only {'ab'[place]} is right: {len(alone)} of 24 photos")
+        assert alone  # else this test says nothing
         assert len(images) == len(titles) == 3 * min(len(alone), 2) and columns == 3
         assert {title.split("\n")[0] for title in titles[::3]} == {
             row["filename"] for row in alone[:2]}
         assert [title.split("\n")[:2] for title in titles[1:3]] == [
             ["a", "relevance"], ["b", "relevance"]][:len(titles[1:3])]
+
+
+def test_a_sheet_without_photos_is_drawn_too(tmp_path, folder, pair, here, monkeypatch):
+    headings = []
+    monkeypatch.setattr(classify_compare.charts, "gallery",
+                        lambda images, titles, heading, *rest: headings.append(heading))
+    assert here(pair[0], pair[0], "--images", folder, "--output", tmp_path, *CPU)[0] == 0
+    assert headings == ["Only first is right", "Only second is right"]
 
 
 @pytest.mark.parametrize("method", ["last", "rollout", "relevance"])
