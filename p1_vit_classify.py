@@ -4,6 +4,7 @@ A ViT (Dosovitskiy et al. 2021) is fine-tuned on a folder of photos named <label
 
   python3 p1_vit_classify.py predict --images DIR --output pred.csv
   python3 p1_vit_classify.py eval --images DIR --figures out/
+  python3 p1_vit_classify.py compare A.safetensors B.safetensors --images DIR --output out/
   python3 p1_vit_classify.py train --train DIR --val DIR --out runs/mine --pretrained
   python3 p1_vit_classify.py average --checkpoint A B --output mean.safetensors
   python3 p1_vit_classify.py sweep --train DIR --val DIR --out runs/lr --vary lr=1e-3,1e-4
@@ -21,6 +22,8 @@ What to expect: eval on the course's 447 validation photos gives 91.5 % with the
 docs/results.md has accuracy, data and time for each command, docs/training.md the training recipes.
 How to read the result: "accuracy_95" is the Wilson interval. On 447 photos it reaches about 2.5
 points to either side, so a test of that size cannot tell two settings apart that are closer.
+compare can tell more, since both classifiers see the same photos: its interval is of the difference
+alone, and p is how often two equally good classifiers would differ as much.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ from inference.options import (
     add_run_options,
 )
 from inference.parser import Parser
-from inference.results import of_classifier, write_result
+from inference.results import of_classifier, of_two_classifiers, write_result
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.sweep import sweep
@@ -66,6 +69,8 @@ HERE = Path(__file__).resolve().parent
 RECORDED = ("accuracy", "accuracy_95", "correct", "total", "loss", "precision")
 FIGURES = ("confusion.csv", "confusion.png", "errors.png")
 MOST_CLASSES = 60  # in the figure of the confusions
+COMPARED = ("only_first.png", "only_second.png", "compared.csv")
+MAPS = ("last", "rollout", "relevance")  # as p1_attn_map.py explains them
 ERRORS = 16  # photos in the figure of the most confident errors
 
 # --- predict ------------------------------------------------------------------------------------
@@ -193,6 +198,29 @@ def small_photo(path):
     return maps.for_display(photo, (0, 0, *photo.size))[0]
 
 
+# --- compare ------------------------------------------------------------------------------------
+
+
+def compare(args):
+    """Two classifiers on the same labelled photos: their difference, and where they differ."""
+    paths, both = list_images(args.images, args.limit), [args.first, args.second]
+    files = [Path(args.output) / name for name in COMPARED]
+    check_outputs({"--output": files, "--json": args.json},
+                  {"--images": paths, "--labels": args.labels, "the checkpoints": both})
+    from inference.classify_compare import answer_all, comparison, open_both, write_comparison
+
+    classifiers = open_both(both, for_maps=bool(args.maps))
+    compute = Compute.from_args(args, BATCH_SIZES["classifier"])
+    readable, answers, unreadable = answer_all(classifiers, paths, args.labels, args.images,
+                                               compute)
+    result = comparison(*answers, args.seed) | {
+        "images": str(args.images), "device": compute.device, "precision": compute.precision,
+        "unreadable": len(unreadable)}
+    write_comparison(readable, answers, args.maps, compute, files)
+    write_result(result, of_two_classifiers(result), args.json)
+    return EXIT_SOME_UNREADABLE if unreadable else 0
+
+
 # --- train and average --------------------------------------------------------------------------
 
 
@@ -242,6 +270,21 @@ def make_parser():
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
     add_json_option(evaluating, "--output")
+
+    comparing = add_command(commands, "compare", compare,
+                            "two classifiers on the same photos: is one of them better, and where")
+    add_run_options(comparing, None)
+    for place in ("first", "second"):
+        comparing.add_argument(place, metavar="FILE", help=f"the {place} classifier's checkpoint")
+    add_images_option(comparing)
+    comparing.add_argument("--labels", metavar="CSV",
+                           help="filename,label (default: the labels in the file names)")
+    comparing.add_argument("--maps", nargs="?", const="relevance", choices=MAPS,
+                           help="also draw where each model looks, by this method of "
+                                "p1_attn_map.py (default: relevance)")
+    comparing.add_argument("--output", default="runs/compare", metavar="DIR",
+                           help=f"folder for {', '.join(COMPARED)} (default: runs/compare)")
+    add_json_option(comparing)
 
     add_classifier_training(add_command(commands, "train", train,
                                         "fine-tune a classifier, or train one from random weights"))

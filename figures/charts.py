@@ -109,13 +109,14 @@ GALLERY = (1.9, 1.75)  # inches: the height of each picture, and the widest by t
 
 
 def gallery(
-    images: Sequence, titles: Sequence[str], heading: str, path: str | Path, scale: str = ""
+    images: Sequence, titles: Sequence[str], heading: str, path: str | Path, scale: str = "",
+    columns: int = 4,
 ) -> None:
-    """Photos (PIL or arrays), each with its title, in rows of at most four, all of one height; a
-    row has as many as the others or one fewer. ``scale`` names a colour bar for all of them, whose
-    end is each map's own ``scale_top``."""
+    """Photos (PIL or arrays), each with its title, in rows of at most ``columns``, all of one
+    height; a row has as many as the others or one fewer. ``scale`` names a colour bar for all of
+    them, whose end is each map's own ``scale_top``."""
     high, widest = GALLERY
-    rows = max(math.ceil(len(images) / 4), 1)
+    rows = max(math.ceil(len(images) / columns), 1)
     images = [np.asarray(image) for image in images]
     across = [min(max(image.shape[1] / image.shape[0], 0.6), widest) * high for image in images]
     lines = [[fitted(line, 8, width + 0.05) for line in printable(title).split("\n")]

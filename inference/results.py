@@ -61,6 +61,17 @@ def of_classifier(result: dict) -> list[str]:
     return lines
 
 
+def of_two_classifiers(result: dict) -> list[str]:
+    """Of ``p1_vit_classify.py compare``."""
+    first, second = result["classifiers"]
+    low, high = (100 * bound for bound in result["difference_95"])
+    return [*(f"{row['checkpoint']}: {share_of_right(row)}" for row in (first, second)),
+            f"first - second: {100 * result['difference']:+.1f} points "
+            f"(95 %: {low:+.1f} to {high:+.1f}), McNemar's exact p = {result['mcnemar_p']:.2g}",
+            f"right: both {result['both_right']}, only the first {result['only_first_right']}, "
+            f"only the second {result['only_second_right']}, neither {result['neither_right']}"]
+
+
 def of_captions(result: dict) -> list[str]:
     """Of ``p2_caption.py eval`` and ``score``, and ``peft_caption.py eval``."""
     intervals = result.get("intervals_95", {})
