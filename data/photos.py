@@ -119,12 +119,10 @@ def is_png(output: str | Path) -> bool:
 
 
 def figure_file(output: str | Path, name: str) -> Path:
-    """The file of the one figure that ``--output`` asks for: itself where it ends in .png, else
-    ``<name>.png`` in that folder. UserError where another kind of file has that name."""
-    if not is_png(output) and Path(output).is_file():
-        raise UserError(f"--output {output} would replace a file that is no figure; give a folder, "
-                        "or a name that ends in .png")
-    return Path(output) if is_png(output) else Path(output) / f"{name}.png"
+    """The file of the one figure that ``--output`` asks for: itself where it ends in .png or is a
+    file, else ``<name>.png`` in that folder."""
+    alone = is_png(output) or Path(output).is_file()
+    return Path(output) if alone else Path(output) / f"{name}.png"
 
 
 def figure_files(output: str | Path, paths: Sequence[Path], ending: str = "") -> dict[Path, Path]:
@@ -135,7 +133,8 @@ def figure_files(output: str | Path, paths: Sequence[Path], ending: str = "") ->
         raise UserError(f"--output {output} is one figure, and {len(paths)} photos have one each; "
                         "give a folder")
     refuse_equal_stems(paths)
-    return {path: figure_file(output, path.stem + ending) for path in paths}
+    return {path: Path(output) if is_png(output) else Path(output) / f"{path.stem}{ending}.png"
+            for path in paths}
 
 
 def free_stem(stem: str, paths: Sequence[Path]) -> str:

@@ -324,7 +324,7 @@ def test_a_resume_with_other_teachers_or_photos_is_refused(
     changes = {name: value and [trained / word if name in ("teacher", "unlabelled") else word
                                 for word in value] for name, value in changes.items()}
     result = here(*words_of(trained, **changes), "--resume")
-    line = error_lines(result)[-1]
+    line, = error_lines(result)
     found = line.partition("it was trained with ")[2].partition(";")[0]
     assert found.startswith(f"{setting} {before}") and f", not {now}" in found, line
     without = words_of(trained, teacher=None, unlabelled=None)

@@ -70,7 +70,7 @@ STAGE = ["--checkpoint", "run/best.safetensors"]  # of a training whose folder i
     (P1, ["average", *MODEL, "--output", "model.safetensors"], "--output --checkpoint"),
     (MAPS, [*PHOTOS, *MODEL, "--output", "out", "--npz", "model.safetensors"],
      "--npz --checkpoint"),
-    (TILES, [*MODEL, "--output", "model.safetensors"], "--output"),
+    (TILES, [*MODEL, "--output", "model.safetensors"], "--output --checkpoint"),
     (TILES, [*MODEL, "--output", "o.png", "--npz", "o.png"], "--npz --output"),
     (CLIP, ["predict", *PHOTOS, *NAMES, "--output", "id2label.json"], "--output --labels"),
     (CLIP, ["predict", *PHOTOS, *NAMES, "--template", "templates.txt", "--output",

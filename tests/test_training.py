@@ -359,7 +359,7 @@ def test_a_resume_that_would_train_differently_is_refused(
     result = run_inside(p1_vit_classify, *train_words(trained, **changes | paths), "--resume",
                         capsys=capsys)
     assert result.returncode == 1, result.stderr
-    line = error_lines(result)[-1]
+    line, = error_lines(result)
     found = line.partition("it was trained with ")[2].partition(";")[0]
     assert found.startswith(f"{option} {before}") and f", not {now}" in found, line
     assert (trained / "out" / "last.pt").read_bytes() == kept

@@ -44,7 +44,6 @@ from training.photo_source import photo_source
 from training.recipe import (
     CaptionOptions,
     Recipe,
-    announce,
     check_files,
     describe_training,
     photos_digest,
@@ -86,8 +85,8 @@ def train_captioner(args: argparse.Namespace) -> list[dict]:
         save_captioner(path, model, **about, metrics=row)
 
     task = caption_task(captioner, images, val, Search.from_args(args), save, recipe, options)
-    announce(f"{len(images):,} photos with {sum(map(len, images.values())):,} captions, "
-             f"{sum(map(len, val)):,} photos to validate on", captioner, recipe)
+    task.what = (f"{len(images):,} photos with {sum(map(len, images.values())):,} captions, "
+                 f"{sum(map(len, val)):,} photos to validate on")
     return fit_recipe(captioner, task, recipe, args)
 
 

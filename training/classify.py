@@ -35,7 +35,7 @@ from training.distillation import (
     prepare_with_teachers,
 )
 from training.loop import Task, check_out, fit_recipe
-from training.recipe import Recipe, announce, check_files, describe_training, photos_digest
+from training.recipe import Recipe, check_files, describe_training, photos_digest
 
 
 def train_classifier(args: argparse.Namespace) -> list[dict]:
@@ -56,8 +56,8 @@ def train_classifier(args: argparse.Namespace) -> list[dict]:
     task = classifier_task(classifier, photos, teachers, recipe, args)
     if starts_at_random(args) and not args.resume:
         warn("the weights start at random; --pretrained or --weights FILE starts from others")
-    announce(f"{len(photos.train.paths):,} photos of {len(photos.classes)} classes, "
-             f"{len(photos.val.paths):,} to validate on", classifier.model, recipe)
+    task.what = (f"{len(photos.train.paths):,} photos of {len(photos.classes)} classes, "
+                 f"{len(photos.val.paths):,} to validate on")
     history = fit_recipe(classifier.model, task, recipe, args)
     warn(f"wrote {curves_file(args.out)}")
     return history

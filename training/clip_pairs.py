@@ -34,7 +34,7 @@ from training.clip_targets import (
 from training.clip_words import NamePhrases, full_length_ids, trim_padding
 from training.loop import Task, check_out, fit_recipe
 from training.optimizers import parameter_groups
-from training.recipe import Recipe, announce, check_files, describe_training, photos_digest
+from training.recipe import Recipe, check_files, describe_training, photos_digest
 
 PHOTO_PHRASES = ("a photo of a {}", "this is a photo of {}", "a picture of a {}",
                  "a blurry photo of a {}", "a small photo of the {}", "a {}")
@@ -200,7 +200,7 @@ def train_pairs(args) -> list[dict]:
     task.settings = {"photos and texts": photos_digest(paths, texts)}
     if targets:
         task.settings |= targets.settings
-    announce(f"{len(paths):,} photos with texts", model, recipe)
+    task.what = f"{len(paths):,} photos with texts"
     return fit_recipe(model, task, recipe, args)
 
 

@@ -35,7 +35,7 @@ from training.clip_targets import (
 )
 from training.loop import Task, check_out, fit_recipe
 from training.optimizers import parameter_groups
-from training.recipe import Recipe, announce, check_files, describe_training, photos_digest
+from training.recipe import Recipe, check_files, describe_training, photos_digest
 
 PHRASES = ("{}", "a {}", "a photo of a {}", "this is a photo of {}", "the {}", "a picture of a {}",
            "a small photo of the {}", "a blurry photo of a {}.", "two {}s", "some {}",
@@ -158,7 +158,7 @@ def train_words(args) -> list[dict]:
         "pairs": photos_digest([path for source in named for path in source],
                                [[name] for source in named for name in source.values()]),
         "tokenizer's vocabulary": digest(vocabulary)}
-    announce(f"{len(names.names):,} names", model, recipe)
+    task.what = f"{len(names.names):,} names"
     return fit_recipe(model, task, recipe, args)
 
 

@@ -25,7 +25,6 @@ from training.optimizers import parameter_groups
 from training.options import FRESH_DECODER, MAX_LENGTH
 from training.recipe import (
     Recipe,
-    announce,
     check_files,
     describe_training,
     short_digest,
@@ -51,7 +50,7 @@ def pretrain(args: argparse.Namespace) -> list[dict]:
         save_captioner(path, model, **about, metrics=row)
 
     task = language_task(base, texts, val_texts, save, recipe, args.label_smoothing)
-    announce(f"{len(texts):,} captions, {len(val_texts):,} to validate on", base, recipe)
+    task.what = f"{len(texts):,} captions, {len(val_texts):,} to validate on"
     return fit_recipe(base, task, recipe, args)
 
 

@@ -29,7 +29,14 @@ from models.checkpoint import check_weights, digest
 from training.batch_norm import share_running_statistics, training_mode
 from training.optimizers import lr_factor, make_optimizer
 from training.processes import explained_workers, forget_ranks
-from training.recipe import Recipe, check_out, check_same, deciding_options, describe_optimizer
+from training.recipe import (
+    Recipe,
+    announce,
+    check_out,
+    check_same,
+    deciding_options,
+    describe_optimizer,
+)
 
 
 @dataclass
@@ -44,6 +51,7 @@ class Task:
     ``evaluate(model, accelerator)`` returns metrics, the same on every process;
     ``save(path, model, row)`` writes a checkpoint. ``select`` names the metric, higher is better,
     by which the best epoch is kept; without one the last is the best.
+    ``what`` says what is learned from, in the line that a training begins with.
     ``settings`` are facts beside the options that a resume must repeat: classes, photos.
     """
 
@@ -54,6 +62,7 @@ class Task:
     evaluate: Callable
     save: Callable
     select: str | None
+    what: str = ""
     settings: dict = field(default_factory=dict)
     after_epoch: Callable[[list[dict]], None] = lambda history: None
 
@@ -65,7 +74,6 @@ class Diverged(UserError):
 def fit_recipe(model: nn.Module, task: Task, recipe: Recipe, args) -> list[dict]:
     """``fit`` into ``args.out``, where a resume must repeat every option of ``args``."""
     task.settings = deciding_options(args, recipe) | task.settings
-    warn(describe_optimizer(recipe))
     history = fit(model, task, recipe, Path(args.out), args.resume)
     warn(f"wrote best.safetensors, last.safetensors and history.csv into {args.out}")
     return history
@@ -84,6 +92,9 @@ def fit(
     forget_ranks()
     settings = task.settings | {"starting weights": digest(model.state_dict())[:12]}
     state = _starting_state(out, settings, resume)
+    if task.what:
+        announce(task.what, model, recipe)
+    warn(describe_optimizer(recipe))
     out.mkdir(parents=True, exist_ok=True)
     # On a CPU a plain Accelerator() would give every process of torchrun a training of its own.
     accelerator = Accelerator(cpu=recipe.device == "cpu")

@@ -26,7 +26,7 @@ from models.peft import (
 from training.caption import caption_task, photos_from, set_resize
 from training.loop import check_out, fit_recipe
 from training.options import PEFT_LR
-from training.recipe import CaptionOptions, Recipe, announce, check_files, describe_training
+from training.recipe import CaptionOptions, Recipe, check_files, describe_training
 
 
 def train_peft(args: argparse.Namespace) -> list[dict]:
@@ -92,6 +92,6 @@ def train_over(
 
     task = caption_task(captioner, images, val, Search.from_args(args), save, recipe,
                         CaptionOptions.from_args(args))
-    announce(f"{len(images):,} photos with {sum(map(len, images.values())):,} captions, "
-             f"{sum(map(len, val)):,} photos to validate on", captioner, recipe)
+    task.what = (f"{len(images):,} photos with {sum(map(len, images.values())):,} captions, "
+                 f"{sum(map(len, val)):,} photos to validate on")
     return fit_recipe(captioner, task, recipe, args)
