@@ -103,7 +103,8 @@ def settings_answer(inputs: Inputs, folder: Path, results: list) -> Answer:
     val, train, interval = (header.index(name) for name in (
         "val accuracy", "train accuracy", "95 % interval"))
     finished = [row for row in rows if row[val]]
-    names = [", ".join(f"{key} {value}" for key, value in zip(header[:train], row, strict=False))
+    names = [", ".join(f"{key} {value}" for key, value in zip(header[:train], row, strict=False)
+                       if value)  # settings may give different options
              for row in finished]
     measured = [Measured(name, share(row[val]), *map(share, row[interval].split(" - ")))
                 for name, row in zip(names, finished, strict=True)]
