@@ -111,7 +111,7 @@ def settings_answer(inputs: Inputs, folder: Path, results: list) -> Answer:
     best = of.best_of(measured)
     return Answer(
         f"{percent(measured[best or 0].value)} ({names[best or 0]})" if measured else "none ended",
-        tables=[Table(header, rows[:SHOWN_SETTINGS],
+        tables=[Table(header, [for_readers(header, row) for row in rows[:SHOWN_SETTINGS]],
                       None if best is None else rows.index(finished[best]))],
         figures=figures,
         observations=of.said(
@@ -120,6 +120,16 @@ def settings_answer(inputs: Inputs, folder: Path, results: list) -> Answer:
                             for name, row in zip(names, finished, strict=True)])),
         notes=[f"{len(rows)} settings are in {source / 'sweep.csv'}."]
         if len(rows) > SHOWN_SETTINGS else [])
+
+
+def for_readers(header: list[str], row: list[str]) -> list[str]:
+    """A row of sweep.csv with its shares in per cent: 0.427 -> "42.7 %"."""
+    return [" - ".join(map(percent, map(share, cell.split(" - "))))
+            if name.endswith(("accuracy", "95 % interval")) and cell[:1].isdigit()
+            and "diverged" not in cell
+            else f"{100 * float(cell):.1f} points"
+            if name in ("against the best", "spread") and cell[-1:].isdigit() else cell
+            for name, cell in zip(header, row, strict=False)]
 
 
 def share(text: str) -> float:

@@ -122,7 +122,7 @@ PATHS = ("train", "images", "captions", "val_captions", "checkpoint", "base", "d
 WRITTEN = ("best.safetensors", "last.safetensors", "last.pt", "history.csv", "curves.png")
 # Options that decide nothing of what is learned, or that only name where something is read.
 LEFT_OUT = ("run", "command", "out", "val", "val_images", "features", "resume", "about", "vary",
-            "setting")
+            "setting", "seeds")
 
 
 def check_files(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import UserError
+from utils import UserError, positive_int
 
 from inference.parser import Parser
 from training.options import add_classifier_training
@@ -25,15 +25,19 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--setting", action="append", default=[], metavar="'KEY=V KEY=V'",
                         help="the options of one row of the table; repeat it for each row. With "
                              "--vary, each setting is trained with each combination")
+    parser.add_argument("--seeds", type=positive_int, default=1, metavar="N",
+                        help="train each setting N times, with --seed and the next N - 1 seeds: "
+                             "mean and spread")
     add_classifier_training(parser)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A row of the table: the options that it gives, and the arguments of its training."""
+    """A row of the table: the options that it gives, and the arguments of its training with each
+    seed."""
 
     options: Options
-    run: argparse.Namespace
+    runs: list[argparse.Namespace]
 
     @property
     def title(self) -> str:
@@ -55,7 +59,10 @@ def read_settings(args: argparse.Namespace) -> list[Setting]:
     products = [setting | values for setting in given for values in varied]
     different = [options for number, options in enumerate(products)
                  if options not in products[:number]]
-    settings = [Setting(options, run_arguments(args, options)) for options in different]
+    if args.seeds > 1 and any("seed" in options for options in different):
+        raise UserError("--seeds N gives every setting its seeds; leave seed out of the settings")
+    settings = [Setting(options, with_each_seed(run_arguments(args, options), args.seeds))
+                for options in different]
     refuse_shared_folders(settings)
     return settings
 
@@ -110,6 +117,14 @@ def run_arguments(args: argparse.Namespace, options: Options) -> argparse.Namesp
     return parsed
 
 
+def with_each_seed(run: argparse.Namespace, seeds: int) -> list[argparse.Namespace]:
+    """The trainings of one setting: in its folder, or for several seeds in folders in it."""
+    if seeds == 1:
+        return [run]
+    return [argparse.Namespace(**vars(run) | {"seed": seed, "out": f"{run.out}/seed-{seed}"})
+            for seed in range(run.seed, run.seed + seeds)]
+
+
 def option_words(options: Options) -> list[str]:
     """{"lr": "1e-3", "pretrained": "false", "augment": "flip+crop"} -> the words one would type."""
     words = []
@@ -125,7 +140,8 @@ def refuse_shared_folders(settings: list[Setting]) -> None:
     """UserError where two settings would be written into one folder."""
     owners: dict[str, str] = {}
     for setting in settings:
-        other = owners.setdefault(setting.run.out, setting.title)
+        folder = setting.runs[0].out
+        other = owners.setdefault(folder, setting.title)
         if other != setting.title:
             raise UserError(f"the settings {other!r} and {setting.title!r} would both be written "
-                            f"into {setting.run.out}; name their files differently")
+                            f"into {folder}; name their files differently")
