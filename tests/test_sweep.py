@@ -102,9 +102,25 @@ def test_a_setting_of_which_one_seed_diverged_has_no_mean(tmp_path):
     (["--seeds", "2", "--vary", "seed=1,2"], 1, "leave seed out"),
     (["--seeds", "0", "--vary", "lr=1"], 2, "--seeds"),
     (["--setting", "about=a/b", "--setting", "about=a-b"], 1, "would both be written into"),
+    (["--vary", "lr=1,x"], 2, "setting lr x: "),
+    (["--vary", "weights=w.safetensors,no.safetensors"], 1,
+     "setting weights no.safetensors: checkpoint no.safetensors does not exist"),
+    (["--vary", "num-heads=4,5"], 1, "setting num-heads 5: "),
+    (["--vary", f"model={TINY},test_vit9"], 1, "setting model test_vit9: "),
+    (["--vary", "names=no.json"], 1, "setting names no.json: cannot read no.json"),
+    (["--vary", "weights=w.safetensors,other.safetensors"], 1,
+     "setting weights other.safetensors: other.safetensors"),
+    (["--setting", "weights=w.safetensors", "--setting", "lr=1 teacher=three.safetensors"], 1,
+     "setting lr 1, teacher three.safetensors: "),
 ])
-def test_wrong_settings_are_refused_in_one_line(tmp_path, sweep, words, status, message):
+def test_wrong_settings_are_refused_in_one_line(
+        tmp_path, sweep, monkeypatch, words, status, message):
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "w.safetensors")
+    write_classifier(tmp_path / "other.safetensors", model="test_resnet")
+    write_classifier(tmp_path / "three.safetensors", ["7", "8", "9"])
     result = sweep("--model", TINY, *words)
-    line, = error_lines(result)
+    *checks, line = error_lines(result)
     assert result.returncode == status and message in line, line
+    assert all(check.startswith("checking setting") for check in checks)
     assert not (tmp_path / "out").exists()

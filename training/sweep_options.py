@@ -7,6 +7,7 @@ import itertools
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from utils import UserError, positive_int
 
@@ -41,8 +42,12 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """"lr 1e-3, optimizer sam"."""
-        return ", ".join(f"{key} {value}" for key, value in self.options.items())
+        return title_of(self.options)
+
+
+def title_of(options: Options) -> str:
+    """"lr 1e-3, optimizer sam"."""
+    return ", ".join(f"{key} {value}" for key, value in options.items())
 
 
 def read_settings(args: argparse.Namespace) -> list[Setting]:
@@ -106,10 +111,21 @@ def key_and_value(word: str, form: str) -> tuple[str, str]:
     return key.replace("_", "-"), value
 
 
+class SettingParser(Parser):
+    """A parser whose usage errors say which setting is wrong."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(prog="p1_vit_classify.py sweep", add_help=False)
+        self.title = title_of(options)
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"setting {self.title}: {message}")
+
+
 def run_arguments(args: argparse.Namespace, options: Options) -> argparse.Namespace:
     """The arguments of ``train`` for one setting of a sweep, parsed as if they were typed."""
     name = "_".join(f"{key}-{value}" for key, value in options.items()).replace("/", "-")
-    parser = Parser(prog="p1_vit_classify.py sweep", add_help=False)
+    parser = SettingParser(options)
     add_classifier_training(parser)
     words = ["--train", args.train, "--out", str(Path(args.out) / name), *option_words(options)]
     parsed = parser.parse_args(words, argparse.Namespace(**vars(args)))
