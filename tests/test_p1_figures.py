@@ -171,7 +171,7 @@ def test_deletion_of_a_model_that_uses_one_patch():
     (["--images", "photos", "--method", "magic"], 2, "--method"),
     (["--images", "twins"], 1, "would both be a"),
     (["--images", "photos", "--output", "photos"], 1, "would replace a photo"),
-    (["--images", "photos", "--output", "file"], 1, "cannot write"),
+    (["--images", "photos", "--output", "file"], 1, "file that is no figure"),
     (["--images", "photos", "--model", "vit_small_patch16_dinov3"], 1, "rotary positions"),
 ])
 def test_bad_input_gets_one_line(

@@ -526,7 +526,7 @@ def test_captions_are_scored_by_the_clip_that_is_named(tmp_path, folder):
     (["--images", "photos", "--layer", "last"], 2, "--layer"),
     (["--images", "photos", "--beam", "0"], 2, "--beam"),
     (["--images", "twins"], 1, "would both be a"),
-    (["--images", "photos", "--output", "file"], 1, "cannot write"),
+    (["--images", "photos", "--output", "file"], 1, "file that is no figure"),
     (["--images", "photos", "--output", "photos"], 1, "would replace a photo"),
     (["--images", "photos", "--npz", "photos"], 1, "photos is a folder"),
     (["--images", "shared", "--npz", "x.npz"], 1, "rename an image"),

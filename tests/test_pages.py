@@ -148,10 +148,19 @@ def shown_levels(page) -> np.ndarray:
 
 
 def assert_shows(page, grid: np.ndarray, top: float) -> None:
-    """The canvas shows ``grid`` with the scale up to ``top``, and is brightest at its peak."""
-    levels = shown_levels(page)
-    assert abs(levels - np.clip(grid / top, 0, 1) * 255).max() < 9  # the middle lies between pixels
-    assert levels[np.unravel_index(grid.argmax(), grid.shape)] >= levels.max() - 3
+    """The canvas shows ``grid`` with the scale up to ``top``, and is brightest at its peak.
+
+    The middle of a cell lies up to half a pixel beside the pixel that is read, where the neighbour
+    has its share; colours are told apart to 3 levels."""
+    cell = page.evaluate("""() => {
+        const [[rows, columns], [left, top, right, bottom]] = [photo.grid, photo.box];
+        const {width, height} = find("canvas");
+        return [width * (right - left) / columns, height * (bottom - top) / rows];
+    }""")
+    tolerance = 255 * sum(0.5 / side for side in cell) + 3
+    levels, expected = shown_levels(page), np.clip(grid / top, 0, 1) * 255
+    assert abs(levels - expected).max() < tolerance
+    assert expected.flat[levels.argmax()] > expected.max() - tolerance
 
 
 # --- words --------------------------------------------------------------------------------------
