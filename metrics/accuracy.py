@@ -97,5 +97,6 @@ def compare(results: list[tuple[float, int] | None]) -> list[Compared | None]:
             rows.append(None)
             continue
         share, interval = result[0] / result[1], wilson_interval(*result)
-        rows.append(Compared(share, interval, share - best, best > interval[1]))
+        rows.append(Compared(share, interval, share - best,
+                             share < best and best > interval[1]))  # 100 % may round below 1
     return rows

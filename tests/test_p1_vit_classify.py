@@ -245,7 +245,7 @@ def test_a_difference_inside_the_interval_is_called_none():
     rows = accuracy.compare([(90, 100), (85, 100), None, (50, 100)])
     assert rows[2] is None and [row.worse for row in rows if row] == [False, False, True]
     assert [round(row.behind, 9) for row in rows if row] == [0, -0.05, -0.4]
-    assert rows[0].share == 0.9
+    assert rows[0].share == 0.9 and not accuracy.compare([(24, 24)])[0].worse
     np.testing.assert_allclose(rows[0].interval, (0.826, 0.945), atol=5e-4)
 
 
