@@ -63,6 +63,7 @@ from inference.results import of_classifier, of_two_classifiers, write_result
 from metrics import accuracy
 from training.options import add_classifier_training
 from training.sweep import sweep
+from training.sweep_options import add_sweep_options
 from training.teacher_options import complete_teacher_options
 
 HERE = Path(__file__).resolve().parent
@@ -295,10 +296,7 @@ def make_parser():
     averaging.add_argument("--output", required=True, metavar="FILE", help="file to write")
     sweeping = add_command(commands, "sweep", sweep,
                            "train once for each setting: a table and the curves")
-    sweeping.add_argument("--vary", action="append", required=True, metavar="KEY=V1,V2",
-                          help="an option of train and its values (several words: flip+crop); "
-                               "several --vary form a product")
-    add_classifier_training(sweeping)
+    add_sweep_options(sweeping)
     return parser
 
 

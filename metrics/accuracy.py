@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 
-def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(correct: float, total: int, z: float = 1.959964) -> tuple[float, float]:
     """The 95 % interval of a proportion (Wilson 1927), as fractions.
 
     Unlike the normal approximation it stays inside [0, 1] and is right for few images.
@@ -78,16 +79,24 @@ def confident_errors(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarr
     return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
 
 
-def compare(results: list[tuple[int, int] | None]) -> list[list[str]]:
-    """(correct, total) of several models, or None -> for each its accuracy, its interval, and how
-    far it is behind the best: "none" where the best lies inside the interval."""
+class Compared(NamedTuple):
+    """A model among others on the same images."""
+
+    share: float
+    interval: tuple[float, float]  # of 95 % (Wilson)
+    behind: float  # its share minus the best one, 0 or less
+    worse: bool  # whether the best share lies above the interval
+
+
+def compare(results: list[tuple[float, int] | None]) -> list[Compared | None]:
+    """(correct, total) of several models, or None. ``correct`` may be a mean over seeds."""
     best = max((result[0] / result[1] for result in results if result), default=0.0)
     rows = []
     for result in results:
         if result is None:
-            rows.append(["", "", ""])
+            rows.append(None)
             continue
-        share, (low, high) = result[0] / result[1], wilson_interval(*result)
-        verdict = "none" if best <= high else f"-{100 * (best - share):.1f} points"
-        rows.append([f"{share:.1%}", f"{low:.1%} - {high:.1%}", verdict])
+        share, interval = result[0] / result[1], wilson_interval(*result)
+        rows.append(Compared(share, interval, share - best,
+                             share < best and best > interval[1]))  # 100 % may round below 1
     return rows

@@ -103,14 +103,15 @@ def settings_answer(inputs: Inputs, folder: Path, results: list) -> Answer:
     val, train, interval = (header.index(name) for name in (
         "val accuracy", "train accuracy", "95 % interval"))
     finished = [row for row in rows if row[val]]
-    names = [", ".join(f"{key} {value}" for key, value in zip(header[:train], row, strict=False))
+    names = [", ".join(f"{key} {value}" for key, value in zip(header[:train], row, strict=False)
+                       if value)  # settings may give different options
              for row in finished]
     measured = [Measured(name, share(row[val]), *map(share, row[interval].split(" - ")))
                 for name, row in zip(names, finished, strict=True)]
     best = of.best_of(measured)
     return Answer(
         f"{percent(measured[best or 0].value)} ({names[best or 0]})" if measured else "none ended",
-        tables=[Table(header, rows[:SHOWN_SETTINGS],
+        tables=[Table(header, [for_readers(header, row) for row in rows[:SHOWN_SETTINGS]],
                       None if best is None else rows.index(finished[best]))],
         figures=figures,
         observations=of.said(
@@ -119,6 +120,16 @@ def settings_answer(inputs: Inputs, folder: Path, results: list) -> Answer:
                             for name, row in zip(names, finished, strict=True)])),
         notes=[f"{len(rows)} settings are in {source / 'sweep.csv'}."]
         if len(rows) > SHOWN_SETTINGS else [])
+
+
+def for_readers(header: list[str], row: list[str]) -> list[str]:
+    """A row of sweep.csv with its shares in per cent: 0.427 -> "42.7 %"."""
+    return [" - ".join(map(percent, map(share, cell.split(" - "))))
+            if name.endswith(("accuracy", "95 % interval")) and cell[:1].isdigit()
+            and "diverged" not in cell
+            else f"{100 * float(cell):.1f} points"
+            if name in ("against the best", "spread") and cell[-1:].isdigit() else cell
+            for name, cell in zip(header, row, strict=False)]
 
 
 def share(text: str) -> float:

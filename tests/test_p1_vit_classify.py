@@ -243,8 +243,10 @@ def test_confusions_and_confident_errors():
 
 def test_a_difference_inside_the_interval_is_called_none():
     rows = accuracy.compare([(90, 100), (85, 100), None, (50, 100)])
-    assert [row[2] for row in rows] == ["none", "none", "", "-40.0 points"]
-    assert rows[0][:2] == ["90.0%", "82.6% - 94.5%"]
+    assert rows[2] is None and [row.worse for row in rows if row] == [False, False, True]
+    assert [round(row.behind, 9) for row in rows if row] == [0, -0.05, -0.4]
+    assert rows[0].share == 0.9 and not accuracy.compare([(24, 24)])[0].worse
+    np.testing.assert_allclose(rows[0].interval, (0.826, 0.945), atol=5e-4)
 
 
 # --- train and sweep ----------------------------------------------------------------------------
@@ -329,11 +331,11 @@ def test_sweep_makes_one_table_and_one_figure(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = read_csv(out / "sweep.csv")
     assert rows[0] == ["lr", "pretrained", "train accuracy", "val accuracy", "95 % interval",
-                       "against the best"]
+                       "against the best", "epoch", "best val accuracy", "best epoch"]
     assert [row[:2] for row in rows[1:]] == [
         ["1e-3", "true"], ["1e-3", "false"], ["1e30", "true"], ["1e30", "false"]]
     assert [row[2] == "diverged" for row in rows[1:]] == [False, False, True, True]
-    assert (out / "sweep.md").read_text().count("\n") == 2 + 4
+    assert (out / "sweep.md").read_text().count("\n| 1e") == 4
     assert min(Image.open(out / "curves.png").size) > 300
 
 

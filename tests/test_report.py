@@ -187,6 +187,22 @@ def test_sweeps_and_comparisons_that_were_run_before(tmp_path, scripts_inside, c
         assert answer.figures[0].path.is_file()
 
 
+def test_a_sweep_of_numbers_is_shown_in_per_cent(tmp_path):
+    write(tmp_path / "sweep.csv",
+          "lr,model,train accuracy,val accuracy,spread,95 % interval,against the best,epoch\n"
+          "1e-3,,0.641,0.427,0.012,0.358 - 0.499,0,3\n,a,0.2,0.157,,0.111 - 0.216,-0.27,3\n"
+          "1,b,1 of 3 diverged,,,,,\n")
+    given = inputs.Inputs.from_args(command.make_parser().parse_args(
+        [str(tmp_path / "out"), "--sweep", str(tmp_path)]))
+    settings = next(section for section in SECTIONS if section.key == "settings")
+    answer = settings.answer(given, tmp_path / "figures", [])
+    assert answer.result == "42.7 % (lr 1e-3)" and answer.tables[0].rows == [
+        ["1e-3", "", "64.1 %", "42.7 %", "1.2 points", "35.8 % - 49.9 %", "0.0 points", "3"],
+        ["", "a", "20.0 %", "15.7 %", "", "11.1 % - 21.6 %", "-27.0 points", "3"],
+        ["1", "b", "1 of 3 diverged", "", "", "", "", ""]]
+    assert "that of model a" in answer.observations[0]
+
+
 def test_a_small_sweep_is_a_command_of_the_script(tmp_path, photos):
     script = importlib.import_module("p1_vit_classify")
     given = inputs.Inputs.from_args(command.make_parser().parse_args(

@@ -47,12 +47,8 @@ def train_classifier(args: argparse.Namespace) -> list[dict]:
     """
     check_files(args)
     check_out(args.out, args.resume)
-    photos = read_photos(args)
-    names = find_names(args.train, args.names)
-    teachers = open_teachers(args.teacher, photos.classes) if args.teacher else []
+    photos, teachers, recipe, classifier = open_training(args)
     check_images([*photos.train.paths, *photos.val.paths, *photos.unlabelled])
-    recipe = Recipe.from_args(args)
-    classifier = starting_classifier(args, photos.classes, names)
     task = classifier_task(classifier, photos, teachers, recipe, args)
     if starts_at_random(args) and not args.resume:
         warn("the weights start at random; --pretrained or --weights FILE starts from others")
@@ -61,6 +57,18 @@ def train_classifier(args: argparse.Namespace) -> list[dict]:
     history = fit_recipe(classifier.model, task, recipe, args)
     warn(f"wrote {curves_file(args.out)}")
     return history
+
+
+def open_training(
+    args: argparse.Namespace
+) -> tuple[Photos, list[Teacher], Recipe, Classifier]:
+    """What a training starts from. UserError for files that are not there, options that do not fit
+    the model, and weights that do not; ``sweep`` calls it for each setting before any training."""
+    photos = read_photos(args)
+    names = find_names(args.train, args.names)
+    teachers = open_teachers(args.teacher, photos.classes) if args.teacher else []
+    recipe = Recipe.from_args(args)
+    return photos, teachers, recipe, starting_classifier(args, photos.classes, names)
 
 
 # --- data -----------------------------------------------------------------------------------------

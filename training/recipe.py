@@ -121,7 +121,8 @@ PATHS = ("train", "images", "captions", "val_captions", "checkpoint", "base", "d
 # What a training writes into its --out.
 WRITTEN = ("best.safetensors", "last.safetensors", "last.pt", "history.csv", "curves.png")
 # Options that decide nothing of what is learned, or that only name where something is read.
-LEFT_OUT = ("run", "command", "out", "val", "val_images", "features", "resume", "about", "vary")
+LEFT_OUT = ("run", "command", "out", "val", "val_images", "features", "resume", "about", "vary",
+            "setting", "seeds")
 
 
 def check_files(args: argparse.Namespace) -> None:

@@ -1,0 +1,110 @@
+"""The table and the figure of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from utils import write_text
+
+from data.files import markdown_table, write_csv
+from figures import charts
+from metrics import accuracy
+from training.sweep_options import Setting
+
+History = list[dict]  # rows of training.loop.fit, one an epoch
+NOTE = ("Accuracies are of the epoch in the column \"epoch\", the last one; the best epoch by val "
+        "accuracy stands in the last two columns.")
+SEEDS_NOTE = (" Each is the mean over the seeds; the spread is the standard deviation of val "
+              "accuracy over the seeds, and the best epoch is that of the mean.")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A setting whose trainings, one a seed, have begun to end; None for one that diverged."""
+
+    setting: Setting
+    histories: Sequence[History | None]
+
+    @property
+    def mean(self) -> History | None:
+        """The mean history over the seeds; None where one of them diverged."""
+        if None in self.histories:
+            return None
+        return [{key: fmean(row[key] for row in rows) for key in rows[0]}
+                for rows in zip(*self.histories, strict=True)]
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds of the last epoch's val accuracy, as of a sample; None
+        for fewer than two seeds."""
+        if len(self.histories) < 2 or None in self.histories:
+            return None
+        return stdev(history[-1]["val_accuracy"] for history in self.histories)
+
+    @property
+    def diverged(self) -> str:
+        """"diverged", or how many of the seeds did; "" for none."""
+        count, seeds = self.histories.count(None), len(self.histories)
+        return "" if not count else "diverged" if count == seeds else f"{count} of {seeds} diverged"
+
+
+def write_sweep(done: Sequence[Done], seeds: int, out: Path) -> None:
+    """sweep.csv with numbers, sweep.md for readers, and curves.png, of the settings that are done.
+    """
+    keys = list(dict.fromkeys(key for row in done for key in row.setting.options))
+    names = [*keys, "train accuracy", "val accuracy", *["spread", "seeds"] * (seeds > 1),
+             "95 % interval", "against the best", "epoch", "best val accuracy", "best epoch"]
+    table = [row.setting.options | columns for row, columns in
+             zip(done, measured(done), strict=True)]
+    write_csv(out / "sweep.csv", names,
+              [[as_number(row.get(name, "")) for name in names] for row in table])
+    write_text(out / "sweep.md", NOTE + SEEDS_NOTE * (seeds > 1) + "\n\n" + markdown_table(
+        names, [[for_readers(name, row.get(name, "")) for name in names] for row in table]))
+    curves = {row.setting.title: row.mean for row in done if row.mean}
+    if curves:
+        charts.training_curves(curves, out / "curves.png")
+
+
+def measured(done: Sequence[Done]) -> list[dict]:
+    """The columns of each setting beside its options: accuracies as shares, the interval as (low,
+    high), the distance from the best as (share, whether the interval excludes the best)."""
+    means = [row.mean for row in done]
+    compared = accuracy.compare([mean and (mean[-1]["val_correct"], mean[-1]["val_images"])
+                                 for mean in means])
+    rows = []
+    for row, mean, result in zip(done, means, compared, strict=True):
+        if mean is None:
+            rows.append({"train accuracy": row.diverged})
+            continue
+        last, best = mean[-1], max(mean, key=lambda epoch: epoch["val_accuracy"])
+        rows.append({
+            "train accuracy": last["train_accuracy"], "val accuracy": result.share,
+            "spread": "" if row.spread is None else row.spread, "seeds": len(row.histories),
+            "95 % interval": result.interval, "against the best": (result.behind, result.worse),
+            "epoch": int(last["epoch"]), "best val accuracy": best["val_accuracy"],
+            "best epoch": int(best["epoch"])})
+    return rows
+
+
+def as_number(value: object) -> object:
+    """What the CSV has: 0.176, "0.131 - 0.232"; the distance from the best as a number alone."""
+    if isinstance(value, tuple):
+        low, high = value
+        return f"{low:.4g}" if isinstance(high, bool) else f"{low:.4g} - {high:.4g}"
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def for_readers(name: str, value: object) -> object:
+    """What the Markdown has: "17.6 %", "13.1 % - 23.2 %"; "none" where nothing tells the setting
+    from the best."""
+    if name == "against the best" and value:
+        behind, worse = value
+        return f"{100 * behind:.1f} points" if worse else "none"
+    if isinstance(value, tuple):
+        return " - ".join(f"{share:.1%}".replace("%", " %") for share in value)
+    if name == "spread" and value != "":
+        return f"{100 * value:.1f} points"
+    return f"{value:.1%}".replace("%", " %") if isinstance(value, float) else value
