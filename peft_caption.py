@@ -4,7 +4,7 @@
   python3 peft_caption.py eval --checkpoint runs/mine/best.safetensors --images DIR \\
       --captions val.json --bootstrap 1000
   python3 peft_caption.py compare --images DIR --captions train.json --eval-images DIR \\
-      --eval-captions val.json --out runs/compared
+      --eval-captions val.json --show 12 --out runs/compared
   python3 peft_caption.py predict --images DIR --output captions.json
   python3 peft_caption.py params runs/mine/best.safetensors
   python3 peft_caption.py params --sizes     the table for GPT-2 small with a ViT-L, in seconds

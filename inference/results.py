@@ -99,8 +99,8 @@ def of_captioners(result: dict) -> list[str]:
         gap = row["minus_first"]
         low, high = gap["CIDEr_95"]
         lines.append(f"{row['name']} - {first['name']}: CIDEr {gap['CIDEr']:+.3f} "
-                     f"(95 %: {low:+.3f} to {high:+.3f}), higher on {gap['higher_on']} photos, "
-                     f"lower on {gap['lower_on']}")
+                     f"(95 %: {low:+.3f} to {high:+.3f}), higher on {gap['higher_on']} "
+                     f"of {result['images']:,} photos, lower on {gap['lower_on']}")
     return lines + about_clipscore(result)
 
 
