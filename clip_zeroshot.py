@@ -5,6 +5,7 @@ put into a sentence (a template), is nearest. No photo of the classes is needed.
 
   python3 clip_zeroshot.py predict --images DIR --labels id2label.json --output pred.csv
   python3 clip_zeroshot.py eval --images DIR --labels id2label.json --table t.md --figures out/
+  python3 clip_zeroshot.py prompts --images DIR --labels id2label.json --candidates templates.txt
   python3 clip_zeroshot.py top5 --images DIR --sample 3 --labels id2label.json --output top5.png
   python3 clip_zeroshot.py retrieval --images DIR --captions val.json
 
@@ -59,9 +60,11 @@ from inference.options import (
     add_images_option,
     add_json_option,
     add_prediction_options,
+    add_prompt_options,
     add_run_options,
 )
 from inference.parser import Parser
+from inference.prompts import choose_prompt
 from inference.results import of_likeliest, of_retrieval, of_templates, write_result
 from inference.zeroshot import (
     TEMPLATE,
@@ -236,6 +239,7 @@ def record(args, result, keys):
 COMMANDS = {
     "predict": (predict, "name a folder of photos: a CSV filename,label"),
     "eval": (evaluate, "accuracy of each template and of their ensembles"),
+    "prompts": (choose_prompt, "choose a template on one part of the photos, test it on the rest"),
     "top5": (top5, "a figure: each photo beside its five likeliest classes"),
     "retrieval": (retrieve, "recall@K between photos and their captions"),
     "words": (words, "training, first step: a new text tower learns what names mean"),
@@ -250,27 +254,27 @@ def make_parser():
     for name, (function, text) in COMMANDS.items():
         commands[name] = subparsers.add_parser(name, help=text, description=text)
         commands[name].set_defaults(run=function)
-    predicting, evaluating, drawing, retrieving = (
-        commands[name] for name in ("predict", "eval", "top5", "retrieval"))
+    predicting, evaluating, choosing, drawing, retrieving = (
+        commands[name] for name in ("predict", "eval", "prompts", "top5", "retrieval"))
     default = str(registry.default("clip"))
-    for command in (predicting, evaluating, drawing, retrieving):
+    for command in (predicting, evaluating, choosing, drawing, retrieving):
         add_run_options(command, None)
         command.add_argument("--model", "--checkpoint", default=default,
                              metavar="FILE|FOLDER|NAME",
                              help="a CLIP checkpoint, a folder that transformers wrote, or a name "
                                   "on the hub")
-    for command in (predicting, evaluating, drawing):
+    for command in (predicting, evaluating, choosing, drawing):
         command.add_argument("--labels", required=True, metavar="JSON",
                              help='the classes, label to name: {"0": "bicycle", …}')
     for command in (predicting, evaluating, drawing):
         command.add_argument("--template", nargs="+", metavar="T",
                              default=list(TEMPLATES) if command is evaluating else [TEMPLATE],
                              help="texts with {object} or {}; sets (course, cifar); files")
-    for command in (predicting, evaluating):
+    for command in (predicting, evaluating, choosing):
         add_images_option(command)
     retrieving.add_argument("--images", required=True, metavar="DIR",
                             help="folder of photos, without its subfolders")
-    for command in (predicting, evaluating, retrieving):
+    for command in (predicting, evaluating, choosing, retrieving):
         command.add_argument("--embeddings", metavar="FILE.npz",
                              help="keep the photos' features here, and use them again")
     for command in (evaluating, retrieving):
@@ -278,9 +282,10 @@ def make_parser():
                              help="write the result into the checkpoint, as measured on NAME")
         add_json_option(command, "--output")
     add_prediction_options(predicting, "CSV")
-    for command in (evaluating,):
+    for command in (evaluating, choosing):
         command.add_argument("--truth", metavar="CSV",
                              help="filename,label: the true labels (default: in the file names)")
+    add_prompt_options(choosing)
     evaluating.add_argument("--html", metavar="FILE",
                             help="also write a page with each photo and its answers")
     evaluating.add_argument("--table", nargs="+", metavar="FILE",

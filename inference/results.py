@@ -81,6 +81,14 @@ def of_two_classifiers(result: dict) -> list[str]:
             f"only the second {result['only_second_right']}, neither {result['neither_right']}"]
 
 
+def of_prompts(result: dict) -> list[str]:
+    """Of ``clip_zeroshot.py prompts``, below its table."""
+    chosen = result["chosen"]
+    return [f"chosen: {chosen['template']}", *(
+        f"{share_of_right(chosen[part])} of the photos {what}" for part, what in (
+            ("choosing", "to choose by"), ("others", "that had no part in the choice")))]
+
+
 def of_captions(result: dict) -> list[str]:
     """Of ``p2_caption.py eval`` and ``score``, and ``peft_caption.py eval``."""
     intervals = result.get("intervals_95", {})
