@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
+from itertools import chain
 
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 
@@ -49,8 +50,12 @@ def _any_capitalized(words: str) -> str:
 # Java reads UTF-16 and knows no character above U+FFFF: it drops those, so no class holds them.
 _ASTRAL = r"\U00010000-\U0010FFFF"
 # Numeric characters that Python's \w counts in but that are neither letters nor digits: ² ½ Ⅷ ①.
-_NUMERIC = "".join(
-    c for c in map(chr, range(0x80, 0x10000)) if c.isalnum() and not (c.isalpha() or c.isdecimal())
+_NUMERIC = (
+    r"\u00B2\u00B3\u00B9\u00BC-\u00BE\u09F4-\u09F9\u0B72-\u0B77\u0BF0-\u0BF2\u0C78-\u0C7E"
+    r"\u0D58-\u0D5E\u0D70-\u0D78\u0F2A-\u0F33\u1369-\u137C\u16EE-\u16F0\u17F0-\u17F9\u19DA"
+    r"\u2070\u2074-\u2079\u2080-\u2089\u2150-\u2182\u2185-\u2189\u2460-\u249B\u24EA-\u24FF"
+    r"\u2776-\u2793\u2CFD\u3007\u3021-\u3029\u3038-\u303A\u3192-\u3195\u3220-\u3229"
+    r"\u3248-\u324F\u3251-\u325F\u3280-\u3289\u32B1-\u32BF\uA6E6-\uA6EF\uA830-\uA835"
 )
 # Soft hyphen, accents and vowel signs: part of a word although they are no letters.
 _MARKS = (
@@ -229,7 +234,11 @@ _SOURCES: list[tuple[str, str | dict[int, str] | None]] = [
     (rf"''|[`\u2018-\u201F\x91-\x94\u2039\u203A\u00AB\u00BB]{{1,2}}|{_APOS}", _QUOTES),
     (rf"&(?i:quot|apos);|[{_SYMBOLS}]", None),
 ]
-_RULES = [(re.compile(pattern), output) for pattern, output in _SOURCES]
+
+
+@cache  # compiled when a text needs them, and not at each start of a script
+def _rules() -> list[tuple[re.Pattern, str | dict[int, str] | None]]:
+    return [(re.compile(pattern), output) for pattern, output in _SOURCES]
 
 
 def _scan(text: str) -> list[str]:
@@ -238,7 +247,7 @@ def _scan(text: str) -> list[str]:
     tokens, position = [], 0
     while position < len(text):
         longest, best, output = position, None, None
-        for pattern, candidate in _RULES:
+        for pattern, candidate in _rules():
             match = pattern.match(text, position)
             if match and match.end() > longest:
                 longest, best, output = match.end(), match, candidate
@@ -268,18 +277,27 @@ _CROSSING = re.compile(r"<|[\d)] \d|\.\s+[.\dA-Z]")
 _BREAK = re.compile(r"(?<![\d).\s]) | (?![.\dA-Z\s])")
 _PLAIN = re.compile(r"([A-Za-z]+(?:-[A-Za-z]+)*)[,;:!?]?|([A-Za-z]{2,})\.")
 _NOT_PLAIN = frozenset("cannot gonna gotta lemme gimme wanna".split())
-_ABBREVIATIONS = frozenset(f"{_ENDING} {_ENDING_CAPITAL.lower()} {_TITLES}".split())
+MOST_PIECES = 1 << 17  # that are kept
+_NOT_BEFORE_STOP = _NOT_PLAIN.union(f"{_ENDING} {_ENDING_CAPITAL.lower()} {_TITLES}".split())
 
 
-@lru_cache(maxsize=1 << 17)
-def _tokenize_piece(piece: str) -> tuple[str, ...]:
-    """Tokens of a piece without spaces at which it could be cut, punctuation dropped."""
-    plain = _PLAIN.fullmatch(piece)
-    if plain:
-        word = plain[plain.lastindex].lower()
-        if word not in _NOT_PLAIN and (plain.lastindex == 1 or word not in _ABBREVIATIONS):
-            return (word,)
-    return tuple(token for token in _scan(piece) if token not in PUNCTUATION)
+class _Pieces(dict):
+    """{piece that is not cut any more: its tokens, punctuation dropped}, filled as pieces are asked
+    for. Looking up a known piece then runs no Python."""
+
+    def __missing__(self, piece: str) -> tuple[str, ...]:
+        plain = _PLAIN.fullmatch(piece)
+        word = plain and plain[plain.lastindex].lower()
+        if plain and word not in (_NOT_PLAIN if plain.lastindex == 1 else _NOT_BEFORE_STOP):
+            tokens = (word,)
+        else:
+            tokens = tuple(token for token in _scan(piece) if token not in PUNCTUATION)
+        if len(self) >= MOST_PIECES:
+            self.clear()
+        return self.setdefault(piece, tokens)
+
+
+_PIECES = _Pieces()
 
 
 def tokenize(caption: str) -> list[str]:
@@ -294,7 +312,7 @@ def tokenize(caption: str) -> list[str]:
         pieces = [caption]
     else:
         pieces = _BREAK.split(caption)
-    return [token for piece in pieces for token in _tokenize_piece(piece)]
+    return list(chain.from_iterable(map(_PIECES.__getitem__, pieces)))
 
 
 def tokenize_all(captions: Iterable[str]) -> list[list[str]]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from metrics.ptb import PUNCTUATION, _scan, tokenize, tokenize_all
+from metrics.ptb import _NUMERIC, PUNCTUATION, _scan, tokenize, tokenize_all
 
 CASES = json.loads((Path(__file__).parent / "ptb_cases.json").read_text(encoding="utf-8"))
 CAPTIONS = [caption for caption, _ in CASES]
@@ -43,6 +44,14 @@ def test_recorded_output_of_java():
     assert len(CASES) > 300
     found = [" ".join(tokenize(caption)) for caption in CAPTIONS]
     assert not (report := differences(CAPTIONS, [tokens for _, tokens in CASES], found)), report
+
+
+def test_numerals_of_all_scripts_are_in_the_table():
+    """The table is a constant because building it at every start would take time."""
+    numerals = [c for c in map(chr, range(0x80, 0x10000))
+                if c.isalnum() and not (c.isalpha() or c.isdecimal())]
+    assert re.fullmatch(f"[{_NUMERIC}]+", "".join(numerals))
+    assert len(re.findall(f"[{_NUMERIC}]", "".join(map(chr, range(0x10000))))) == len(numerals)
 
 
 def test_many_captions_give_what_each_gives_alone():
