@@ -19,11 +19,10 @@ def bleu_statistics(corpus: Corpus) -> np.ndarray:
     lengths = corpus.lengths[:count]
     for n, (order, (mine, theirs)) in enumerate(zip(corpus.counts, corpus.shared, strict=True)):
         # The most that any one reference of the image has of each n-gram of the hypothesis.
-        of_hypothesis = order.caption < count
-        most = np.zeros(np.count_nonzero(of_hypothesis), dtype=np.int64)
+        most = np.zeros(corpus.first_of_references(order), dtype=np.int64)
         np.maximum.at(most, mine, order.count[theirs])
-        matches = np.minimum(order.count[of_hypothesis], most)
-        statistics[:, n] = np.bincount(order.caption[of_hypothesis], matches, minlength=count)
+        matches = np.minimum(order.count[:len(most)], most)
+        statistics[:, n] = np.bincount(order.caption[:len(most)], matches, minlength=count)
         statistics[:, ORDERS + n] = np.maximum(lengths - n, 0)
     statistics[:, -2] = lengths
     owner, length = corpus.image[count:], corpus.lengths[count:]

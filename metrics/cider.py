@@ -30,8 +30,8 @@ def cider(corpus: Corpus, sigma: float = 6.0) -> np.ndarray:
                          "over images, and on one image all of them are 0")
     similarity = np.zeros(len(image))  # of each reference with its image's hypothesis
     for order, (mine, theirs) in zip(orders, corpus.shared, strict=True):
-        of_reference = order.caption >= count
-        seen = np.sort(image[order.caption[of_reference]] * order.size + order.ngram[of_reference])
+        references = slice(corpus.first_of_references(order), None)
+        seen = np.sort(image[order.caption[references]] * order.size + order.ngram[references])
         first = np.diff(seen, prepend=-1) > 0  # an n-gram counts once an image
         frequency = np.bincount(seen[first] % max(order.size, 1), minlength=order.size)
         idf = np.log(count) - np.log(np.maximum(frequency, 1))

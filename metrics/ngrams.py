@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 
 import numpy as np
 
@@ -31,18 +32,16 @@ def count_ngrams(tokens: np.ndarray, lengths: np.ndarray, orders: int = 4) -> li
     """
     vocabulary = int(tokens.max(initial=-1)) + 1
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    starts = np.arange(len(tokens))  # where each n-gram begins
-    ids, size = tokens, vocabulary
+    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(tokens))  # tokens from here on
+    ids, size = tokens.copy(), vocabulary  # of the n-gram that begins at each token
     counts = []
     for order in range(1, orders + 1):
-        if order > 1:  # the (n-1)-gram that begins here, and the token after it in this caption
-            longer = starts + order - 1 < len(tokens)
-            longer[longer] = owner[starts[longer] + order - 1] == owner[starts[longer]]
-            starts, ids = starts[longer], ids[longer]
-            pairs = ids * max(vocabulary, 1) + tokens[starts + order - 1]
-            ids = np.unique(pairs, return_inverse=True)[1].reshape(-1)
-            size = int(ids.max(initial=-1)) + 1
-        keys, occurrences = np.unique(owner[starts] * max(size, 1) + ids, return_counts=True)
+        starts = np.flatnonzero(left >= order)
+        if order > 1:  # the (n-1)-gram that begins there, and the token after it
+            pairs = ids[starts] * vocabulary + tokens[starts + order - 1]
+            ids[starts] = np.unique(pairs, return_inverse=True)[1].reshape(-1)
+            size = int(ids[starts].max(initial=-1)) + 1
+        keys, occurrences = np.unique(owner[starts] * size + ids[starts], return_counts=True)
         caption, ngram = np.divmod(keys, max(size, 1))
         counts.append(NgramCounts(caption, ngram, occurrences, size))
     return counts
@@ -66,14 +65,18 @@ class Corpus:
         captions = [*self.hypotheses, *chain.from_iterable(self.references)]
         self.image = np.concatenate([images, np.repeat(images, list(map(len, self.references)))])
         self.lengths = np.fromiter(map(len, captions), np.int64, len(captions))
-        words = list(chain.from_iterable(captions))
-        numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
-        self.tokens = np.fromiter(map(numbers.__getitem__, words), np.int64, len(words))
+        numbers = defaultdict(count().__next__)  # a new word gets the next one
+        self.tokens = np.fromiter(map(numbers.__getitem__, chain.from_iterable(captions)), np.int64,
+                                  self.lengths.sum())
         self.counts = count_ngrams(self.tokens, self.lengths)
         self.shared = [self._shared(order) for order in self.counts]
 
+    def first_of_references(self, order: NgramCounts) -> int:
+        """The number of the first entry that is of a reference."""
+        return np.searchsorted(order.caption, len(self.hypotheses))
+
     def _shared(self, order: NgramCounts) -> tuple[np.ndarray, np.ndarray]:
-        first = np.searchsorted(order.caption, len(self.hypotheses))  # entry of a reference
+        first = self.first_of_references(order)
         keys = self.image[order.caption] * order.size + order.ngram
         if not first:
             return np.zeros(0, int), np.zeros(0, int)
