@@ -69,7 +69,7 @@ def _scan(text: str) -> list[str]:
 # No rule crosses a space except tags (from "<"), fractions and telephone numbers (digit or ")"
 # before, digit after), spaced ellipses, "no. 5" and "I. The" (full stop before; full stop, digit or
 # capital after). Elsewhere a caption is cut at its spaces, each piece tokenized once, and kept.
-_CROSSING = re.compile(r"[0-9).]\s+[.0-9A-Z]")  # of ASCII: a class with \d takes three times as long
+_CROSSING = re.compile(r"[0-9).]\s+[.0-9A-Z]")  # in ASCII; \d would take three times as long
 _BREAK = re.compile(r"(?<![\d).\s]) | (?![.\dA-Z\s])")
 _PLAIN = re.compile(r"([A-Za-z]+(?:-[A-Za-z]+)*)[,;:!?]?|([A-Za-z]{2,})\.")
 _NOT_PLAIN = frozenset("cannot gonna gotta lemme gimme wanna".split())
