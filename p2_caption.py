@@ -48,7 +48,7 @@ from data.captions import (
 )
 from data.compute import Compute
 from data.files import check_outputs
-from data.photos import list_images, refuse_equal_stems, spread
+from data.folders import spread
 from inference.options import (
     BATCH_SIZES,
     add_caption_comparison,
@@ -78,6 +78,8 @@ SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
 def predict(args):
     """Write the captions of a folder of photos."""
     complete_captioner_options(args)
+    from data.photos import list_images, refuse_equal_stems
+
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
     check_outputs({"--output": args.output},

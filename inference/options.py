@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from utils import natural, positive_int, power
+from utils import fraction, natural, positive_int, power
 
 from ckpt import registry
 from metrics.clipscore import PREFIX
@@ -81,6 +81,27 @@ def add_names_option(group: argparse._ActionsContainer) -> None:
     group.add_argument("--names", metavar="FILE",
                        help="what the classes are called: a list, one a line or JSON, or an object "
                             "as in id2label.json (default: id2label.json beside --weights)")
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``clip_zeroshot.py prompts`` that eval does not have."""
+    parser.add_argument("--candidates", required=True, metavar="FILE",
+                        help="templates to choose from, one on each line, with {object} or {}")
+    parser.add_argument("--hold-out", type=_part, default=0.5, metavar="SHARE",
+                        help="share of each class's photos that the choice is not made by, drawn "
+                             "by --seed")
+    parser.add_argument("--output", metavar="FILE",
+                        help="also write the table: numbers into a file that ends in .csv, "
+                             "Markdown for readers into any other")
+    add_json_option(parser)
+
+
+def _part(text: str) -> float:
+    """argparse type: a share that leaves something on both sides."""
+    value = fraction(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, not {text}")
+    return value
 
 
 def add_json_option(parser: argparse.ArgumentParser, *other_names: str) -> None:

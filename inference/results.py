@@ -50,15 +50,24 @@ def share_of_right(row: dict) -> str:
 
 def of_classifier(result: dict) -> list[str]:
     """Of ``p1_vit_classify.py eval``."""
-    classes = [row for row in result["per_class"].values() if row["correct"] < row["total"]]
-    classes.sort(key=lambda row: row["correct"] / row["total"])
     lines = [share_of_right(result), f"loss {result['loss']:.3f}"]
     lines += [f"{row['checkpoint']} alone: {share_of_right(row)}"
               for row in result.get("members", ())]
-    if classes:
-        lines.append("fewest right: " + ", ".join(
-            f"{row['name']} {row['correct']} of {row['total']}" for row in classes[:HARDEST]))
-    return lines
+    return lines + fewest_right(result["per_class"])
+
+
+def fewest_right(per_class: dict) -> list[str]:
+    """A line with the classes of the lowest accuracy; none where all answers are right."""
+    classes = [row for row in per_class.values() if row["correct"] < row["total"]]
+    classes.sort(key=lambda row: row["correct"] / row["total"])
+    return ["fewest right: " + ", ".join(f"{row['name']} {row['correct']} of {row['total']}"
+                                         for row in classes[:HARDEST])] if classes else []
+
+
+def of_templates(result: dict) -> list[str]:
+    """Of ``clip_zeroshot.py eval``, below its table."""
+    best = result["best"]
+    return [f"highest accuracy: {best['template']}", *fewest_right(best["per_class"])]
 
 
 def of_two_classifiers(result: dict) -> list[str]:
@@ -70,6 +79,14 @@ def of_two_classifiers(result: dict) -> list[str]:
             f"(95 %: {low:+.1f} to {high:+.1f}), McNemar's exact p = {result['mcnemar_p']:.2g}",
             f"right: both {result['both_right']}, only the first {result['only_first_right']}, "
             f"only the second {result['only_second_right']}, neither {result['neither_right']}"]
+
+
+def of_prompts(result: dict) -> list[str]:
+    """Of ``clip_zeroshot.py prompts``, below its table."""
+    chosen = result["chosen"]
+    return [f"chosen: {chosen['template']}", *(
+        f"{share_of_right(chosen[part])} of the photos {what}" for part, what in (
+            ("choosing", "to choose by"), ("others", "that had no part in the choice")))]
 
 
 def of_captions(result: dict) -> list[str]:
