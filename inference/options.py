@@ -11,6 +11,7 @@ from collections.abc import Callable
 from utils import fraction, natural, positive_int, power
 
 from ckpt import registry
+from metrics.clipscore import PREFIX
 
 # Images in a batch by default; on a CPU a batch that stays in the cache is fastest.
 BATCH_SIZES = {
@@ -18,6 +19,7 @@ BATCH_SIZES = {
     "captioner": {"cpu": 32, "cuda": 128},
     "clip": {"cpu": 16, "cuda": 256},
 }
+MOST_SHOWN = 60  # photos on a sheet; a PNG of more could be taller than can be drawn
 
 
 def add_command(
@@ -179,6 +181,52 @@ def add_scoring_options(parser: argparse.ArgumentParser, resamples: int | None =
     parser.add_argument("--clip", metavar="FILE|FOLDER|NAME",
                         help="the CLIP behind CLIPScore: a clip checkpoint, transformers' folder "
                              f"or hub name (default: {registry.CLIP.name})")
+
+
+def add_clip_prefix_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clip-prefix", nargs="?", const=PREFIX, metavar="TEXT",
+                        help="put TEXT before each caption for CLIPScore; without TEXT, "
+                             f'"{PREFIX}", as in its paper (default: nothing, as in the course\'s '
+                             "evaluator)")
+
+
+def add_show_option(
+    parser: argparse.ArgumentParser, what: str, default: int | None = None
+) -> None:
+    """The option behind ``inference.caption_compare.write_sheet``; ``what`` is compared."""
+    parser.add_argument("--show", type=_shown, default=default, metavar="N",
+                        help=f"draw the N photos on which the {what} differ most, with their "
+                             "references and captions, as most_different.png")
+
+
+def _shown(text: str) -> int:
+    """argparse type: a number of photos on a sheet."""
+    count = positive_int(text)
+    if count > MOST_SHOWN:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_SHOWN}, not {text}")
+    return count
+
+
+def add_caption_comparison(parser: argparse.ArgumentParser) -> None:
+    """The options of ``p2_caption.py compare``."""
+    parser.add_argument("first", metavar="FILE",
+                        help="the captioner that the others are compared with: a checkpoint of "
+                             "this project, or a PEFT file")
+    parser.add_argument("others", metavar="FILE", nargs="+", help="other captioners")
+    parser.add_argument("--images", required=True, metavar="DIR",
+                        help="folder of photos, without its subfolders")
+    parser.add_argument("--captions", required=True, metavar="JSON",
+                        help="references in COCO's format, of images in --images")
+    parser.add_argument("--output", default="runs/compare", metavar="DIR",
+                        help="folder for compared.md, compared.csv and most_different.png "
+                             "(default: runs/compare)")
+    add_show_option(parser, "captioners", 12)
+    add_run_options(parser, None)
+    add_search_options(parser)
+    add_scoring_options(parser, 1000)
+    add_clip_prefix_option(parser)
+    add_base_options(parser, "base of the PEFT files")
+    add_json_option(parser)
 
 
 def add_base_options(

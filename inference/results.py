@@ -100,10 +100,30 @@ def of_captions(result: dict) -> list[str]:
     lines = [f"{result['images']:,} images"]
     lines += [f"{name:10}{with_interval(value, intervals.get(name))}"
               for name, value in result["metrics"].items()]
-    if "clipscore" in result:
-        lines.append(f"CLIPScore is that of {result['clipscore']['model']}: "
-                     f"{result['clipscore']['comparable']}")
-    return lines
+    return lines + about_clipscore(result)
+
+
+def about_clipscore(result: dict) -> list[str]:
+    """The line that says with which CLIP a result's CLIPScore is computed, where it has one."""
+    about = result.get("clipscore")
+    return [f"CLIPScore is that of {about['model']}: {about['comparable']}"] if about else []
+
+
+def of_captioners(result: dict) -> list[str]:
+    """Of ``p2_caption.py compare``."""
+    first, *others = result["captioners"]
+    lines = [f"{result['images']:,} images"]
+    lines += [f"{row['name']}: " + ", ".join(
+        f"{metric} {with_interval(row['metrics'][metric], row['intervals_95'][metric])}"
+        for metric in ("CIDEr", "CLIPScore") if metric in row["metrics"])
+        for row in (first, *others)]
+    for row in others:
+        gap = row["minus_first"]
+        low, high = gap["CIDEr_95"]
+        lines.append(f"{row['name']} - {first['name']}: CIDEr {gap['CIDEr']:+.3f} "
+                     f"(95 %: {low:+.3f} to {high:+.3f}), higher on {gap['higher_on']} photos, "
+                     f"lower on {gap['lower_on']}")
+    return lines + about_clipscore(result)
 
 
 def of_retrieval(result: dict) -> list[str]:

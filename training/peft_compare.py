@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from utils import printable, read_json, warn, write_json
+from utils import UserError, printable, read_json, warn, write_json
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from data.photos import check_images, load_image
 from data.tables import Gap, decimals, thousands, write_table
 from figures import charts, page
 from inference.caption import caption_features, patch_features
+from inference.caption_compare import SHEET, Written, write_sheet
 from inference.peft import BaseSource
 from inference.scoring import ClipScorer, Scoring, default_clip, measure, write_per_image
 from metrics.paired import difference
@@ -63,8 +64,10 @@ def compare(args: argparse.Namespace) -> None:
     and one figure."""
     rows = comparison_rows(args)
     methods = [method_from(row.run) for row in rows]
+    if args.show and len(rows) < 2:
+        raise UserError("--show draws where methods differ; give two or more --methods, or --vary")
     shown = captioned_images(args.eval_images, args.eval_captions, args.limit)
-    check_outputs({"--html": args.html},
+    check_outputs({"--html": args.html, "--out": Path(args.out) / SHEET if args.show else None},
                   {"--images": args.images, "--captions": args.captions,
                    "--eval-images": list(shown), "--eval-captions": args.eval_captions,
                    "--base": args.base, "--clip": args.clip})
@@ -85,6 +88,8 @@ def compare(args: argparse.Namespace) -> None:
                                         evaluation, compute)
         write_comparison(rows[:len(results)], histories, results, evaluation.scoring,
                          Path(args.out))
+    if args.show:
+        write_comparison_sheet(args.show, Path(args.out), results, evaluation)
     if args.html:
         write_comparison_page(args.html, Path(args.out), results, evaluation)
     warn(f"wrote compared.md, compared.csv and curves.png into {args.out}")
@@ -187,15 +192,35 @@ def gaps(
     return found
 
 
+def written_captions(
+    out: Path, results: dict[str, dict], evaluation: EvaluationSet
+) -> tuple[str, Sequence[str], list[list[dict[str, str]]]]:
+    """(the search with the most beams, metrics, each method's rows of these and its captions), read
+    from the files of ``measure_run``."""
+    search = widest()
+    metrics = ("CIDEr", "CLIPScore") if evaluation.clip_scorer else ("CIDEr",)
+    return search, metrics, [read_csv(
+        per_image_file(out / method, BEAMS[search]), *metrics, "caption") for method in results]
+
+
+def write_comparison_sheet(
+    count: int, out: Path, results: dict[str, dict], evaluation: EvaluationSet
+) -> None:
+    """The figure of the ``count`` photos on which the methods' captions differ most."""
+    search, metrics, tables = written_captions(out, results, evaluation)
+    written = [Written(method, [row["caption"] for row in rows],
+                       {metric: np.array([float(row[metric]) for row in rows])
+                        for metric in metrics})
+               for method, rows in zip(results, tables, strict=True)]
+    write_sheet(evaluation.paths, evaluation.references, written, count, "methods", search,
+                out / SHEET)
+
+
 def write_comparison_page(
     file: str | Path, out: Path, results: dict[str, dict], evaluation: EvaluationSet
 ) -> None:
-    """The page ``file``: each photo with its references and every method's caption, by the search
-    with the most beams."""
-    search, beams = max(BEAMS.items(), key=lambda item: item[1])
-    shown = ("CIDEr", "CLIPScore") if evaluation.clip_scorer else ("CIDEr",)
-    tables = [read_csv(per_image_file(out / method, beams), *shown, "caption")
-              for method in results]
+    """The page ``file``: each photo with its references and every method's caption."""
+    search, shown, tables = written_captions(out, results, evaluation)
     about = {"title": "What each method writes about a photo", "truth": "references",
              "total": "mean CIDEr",
              "lead": f"{len(evaluation.paths):,} photos with the captions of {len(results)} "

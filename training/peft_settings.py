@@ -29,7 +29,7 @@ VARIED = ("cross-width", "bottleneck", "prefix-length", "rank", "targets", "drop
           "captions-each", "augment", "seed")
 # Options that ``train`` does not have.
 COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap", "html",
-              "vary")
+              "show", "vary")
 
 
 @dataclass(frozen=True)
