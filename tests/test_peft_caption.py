@@ -158,7 +158,7 @@ def test_each_method_is_trained_with_each_value_that_concerns_it(
         assert int(row["trained parameters"]) == sum(map(torch.numel, tensors.values()))
     assert len(list((tmp_path / "runs" / "features").iterdir())) == 3  # one encoding for all
     text = (tmp_path / "page.html").read_text()
-    assert '"lora_rank-2_lr-0.003"' in text
+    assert '"lora, rank 2, lr 0.003"' in text
     assert (tmp_path / "runs" / "most_different.png").is_file()
     result = here(capsys, *words, "--methods", "lora", "--vary", "rank=1,2", "--vary", "lr=0.003",
                   "--epochs", "1", "--hold-out", "6")  # done already

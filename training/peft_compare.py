@@ -83,15 +83,15 @@ def compare(args: argparse.Namespace) -> None:
     histories, results = {}, {}
     for row, method, recipe in zip(rows, methods, recipes, strict=True):
         warn(f"training {len(results) + 1} of {len(rows)}: {row.title}")
-        histories[row.name] = train_over(base, method, images, val, recipe, row.run)
-        results[row.name] = measure_run(Path(row.run.out), method.name, base, base_words,
-                                        evaluation, compute)
+        histories[row.title] = train_over(base, method, images, val, recipe, row.run)
+        results[row.title] = measure_run(Path(row.run.out), method.name, base, base_words,
+                                         evaluation, compute)
         write_comparison(rows[:len(results)], histories, results, evaluation.scoring,
                          Path(args.out))
     if args.show:
-        write_comparison_sheet(args.show, Path(args.out), results, evaluation)
+        write_comparison_sheet(args.show, rows, evaluation, Path(args.out) / SHEET)
     if args.html:
-        write_comparison_page(args.html, Path(args.out), results, evaluation)
+        write_comparison_page(args.html, rows, results, evaluation)
     warn(f"wrote compared.md, compared.csv and curves.png into {args.out}")
 
 
@@ -146,17 +146,17 @@ def write_comparison(
     scoring: Scoring, out: Path,
 ) -> None:
     """The rows that are done: compared.md, compared.csv and the curves by epoch. ``histories`` and
-    ``results`` are those of each row by its name."""
+    ``results`` are those of each row by its title."""
     scores = {f"{metric}, {search}": (metric, search) for metric in ("CIDEr", "CLIPScore")
-              for search in BEAMS if metric in results[rows[0].name][search]["metrics"]}
+              for search in BEAMS if metric in results[rows[0].title][search]["metrics"]}
     columns = {"method": str} | {key: str for row in rows for key in row.options} | {
         "trained parameters": thousands, "file (MB)": "{:.2f}".format,
         "seconds an epoch": "{:.0f}".format, "best epoch": str}
     for title in scores:
         columns |= {title: decimals, f"{title}, 95 %": decimals}
     cells = []
-    for row, gap in zip(rows, gaps(rows, results, scoring, out), strict=True):
-        result, history = results[row.name], histories[row.name]
+    for row, gap in zip(rows, gaps(rows, results, scoring), strict=True):
+        result, history = results[row.title], histories[row.title]
         cells.append({
             "method": row.method, **row.options,
             "trained parameters": result["trained_parameters"], "file (MB)": result["bytes"] / 1e6,
@@ -168,7 +168,7 @@ def write_comparison(
                           f"{title}, 95 %": result[search]["intervals_95"][metric]}
     write_table(out / "compared.csv", out / "compared.md", columns | {"against the best": decimals},
                 cells, NOTE.format(search=widest()))
-    charts.caption_curves({row.title: histories[row.name] for row in rows}, out / "curves.png")
+    charts.caption_curves(histories, out / "curves.png")
 
 
 def widest() -> str:
@@ -176,51 +176,48 @@ def widest() -> str:
     return max(BEAMS, key=BEAMS.get)
 
 
-def gaps(
-    rows: Sequence[Row], results: dict[str, dict], scoring: Scoring, out: Path
-) -> list[Gap]:
+def gaps(rows: Sequence[Row], results: dict[str, dict], scoring: Scoring) -> list[Gap]:
     """How far each row's CIDEr with the widest search is from the best one's, photo by photo."""
     search = widest()
-    best = max(rows, key=lambda row: results[row.name][search]["metrics"]["CIDEr"])
-    each = {row.name: np.array([float(image["CIDEr"]) for image in read_csv(
-        per_image_file(out / row.name, BEAMS[search]), "CIDEr")]) for row in rows}
+    best = max(rows, key=lambda row: results[row.title][search]["metrics"]["CIDEr"])
+    each = [np.array([float(image["CIDEr"]) for image in read_csv(
+        per_image_file(Path(row.run.out), BEAMS[search]), "CIDEr")]) for row in rows]
     found = []
-    for row in rows:
-        gap, (low, high) = difference(each[row.name], each[best.name], scoring.bootstrap,
+    for scores in each:
+        gap, (low, high) = difference(scores, each[rows.index(best)], scoring.bootstrap,
                                       scoring.seed)
         found.append(Gap(gap, not low <= 0 <= high))
     return found
 
 
 def written_captions(
-    out: Path, results: dict[str, dict], evaluation: EvaluationSet
+    rows: Sequence[Row], evaluation: EvaluationSet,
 ) -> tuple[str, Sequence[str], list[list[dict[str, str]]]]:
-    """(the search with the most beams, metrics, each method's rows of these and its captions), read
-    from the files of ``measure_run``."""
+    """(the search with the most beams, metrics, for each row the photos' values of these and its
+    captions), read from the files of ``measure_run``."""
     search = widest()
     metrics = ("CIDEr", "CLIPScore") if evaluation.clip_scorer else ("CIDEr",)
     return search, metrics, [read_csv(
-        per_image_file(out / method, BEAMS[search]), *metrics, "caption") for method in results]
+        per_image_file(Path(row.run.out), BEAMS[search]), *metrics, "caption") for row in rows]
 
 
 def write_comparison_sheet(
-    count: int, out: Path, results: dict[str, dict], evaluation: EvaluationSet
+    count: int, rows: Sequence[Row], evaluation: EvaluationSet, file: Path
 ) -> None:
     """The figure of the ``count`` photos on which the methods' captions differ most."""
-    search, metrics, tables = written_captions(out, results, evaluation)
-    written = [Written(method, [row["caption"] for row in rows],
-                       {metric: np.array([float(row[metric]) for row in rows])
+    search, metrics, tables = written_captions(rows, evaluation)
+    written = [Written(row.title, [image["caption"] for image in table],
+                       {metric: np.array([float(image[metric]) for image in table])
                         for metric in metrics})
-               for method, rows in zip(results, tables, strict=True)]
-    write_sheet(evaluation.paths, evaluation.references, written, count, "methods", search,
-                out / SHEET)
+               for row, table in zip(rows, tables, strict=True)]
+    write_sheet(evaluation.paths, evaluation.references, written, count, "methods", search, file)
 
 
 def write_comparison_page(
-    file: str | Path, out: Path, results: dict[str, dict], evaluation: EvaluationSet
+    file: str | Path, rows: Sequence[Row], results: dict[str, dict], evaluation: EvaluationSet
 ) -> None:
     """The page ``file``: each photo with its references and every method's caption."""
-    search, shown, tables = written_captions(out, results, evaluation)
+    search, shown, tables = written_captions(rows, evaluation)
     about = {"title": "What each method writes about a photo", "truth": "references",
              "total": "mean CIDEr",
              "lead": f"{len(evaluation.paths):,} photos with the captions of {len(results)} "
@@ -230,15 +227,15 @@ def write_comparison_page(
              "methods": [{"name": method, "note": _with_interval(result[search])}
                          for method, result in results.items()]}
     with page.html_page(file, "table", about) as add:
-        for path, references, *rows in zip(evaluation.paths, evaluation.references, *tables,
-                                           strict=True):
-            scores = [float(row["CIDEr"]) for row in rows]
+        for path, references, *answers in zip(evaluation.paths, evaluation.references, *tables,
+                                              strict=True):
+            scores = [float(answer["CIDEr"]) for answer in answers]
             mean = sum(scores) / len(scores)
             entry = {"name": printable(path.name), "truth": list(references), "total": mean,
                      "totalText": f"{mean:.2f}",
-                     "answers": [{"text": row["caption"], "score": score, "note": ", ".join(
-                         f"{metric} {float(row[metric]):.2f}" for metric in shown)}
-                         for row, score in zip(rows, scores, strict=True)]}
+                     "answers": [{"text": answer["caption"], "score": score, "note": ", ".join(
+                         f"{metric} {float(answer[metric]):.2f}" for metric in shown)}
+                         for answer, score in zip(answers, scores, strict=True)]}
             photo = load_image(path, (192, 192))
             add(entry, {"photo": page.small_picture(photo, len(evaluation.paths))})
 

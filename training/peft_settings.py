@@ -41,18 +41,9 @@ class Row:
     run: argparse.Namespace  # the arguments of its ``train``
 
     @property
-    def name(self) -> str:
-        """"lora_rank-4", the name of its folder."""
-        return name_of(self.method, self.options)
-
-    @property
     def title(self) -> str:
         """"lora, rank 4"."""
-        return ", ".join([self.method, title_of(self.options)][:1 + bool(self.options)])
-
-
-def name_of(method: str, options: Options) -> str:
-    return "_".join([method, folder_of(options)][:1 + bool(options)])
+        return ", ".join(filter(None, [self.method, title_of(self.options)]))
 
 
 def comparison_rows(args: argparse.Namespace) -> list[Row]:
@@ -79,9 +70,7 @@ def concerns(key: str, method: str) -> bool:
     return not owners or method in owners
 
 
-def run_arguments(
-    args: argparse.Namespace, method: str, options: Options
-) -> argparse.Namespace:
+def run_arguments(args: argparse.Namespace, method: str, options: Options) -> argparse.Namespace:
     """The arguments of ``train`` for one row of a comparison, as if they were typed: without the
     sizes of other methods. A run that was stopped is resumed."""
     given = with_setting(
@@ -89,8 +78,8 @@ def run_arguments(
         ["--images", *args.images, "--captions", *args.captions, "--out", args.out])
     own = {key: value if concerns(key, method) else None for key, value in vars(given).items()
            if key not in COMPARISON}
+    name = "_".join(filter(None, [method, folder_of(options)]))  # lora_rank-4
     lr = given.lr if "lr" in options else dict(args.lr_of).get(method, args.lr)
     return argparse.Namespace(**own | {
-        "method": method, "lr": lr, "resume": True,
-        "out": str(Path(args.out) / name_of(method, options)),
+        "method": method, "lr": lr, "resume": True, "out": str(Path(args.out) / name),
         "features": CaptionOptions.from_args(args).features})  # one encoding for all rows
