@@ -169,6 +169,9 @@ def make_parser():
                            metavar="METHOD", help="any of " + " ".join(PEFT_LR))
     comparing.add_argument("--lr-of", type=rate, nargs="+", default=[], metavar="METHOD=RATE",
                            help="highest learning rates that differ from --lr")
+    comparing.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2",
+                           help="a size or an option of the recipe, and its values: each method "
+                                "that has it is trained with each; several --vary form a product")
     comparing.add_argument("--eval-images", required=True, metavar="DIR",
                            help="photos that the table is about; nothing is chosen by them")
     comparing.add_argument("--eval-captions", required=True, metavar="JSON",

@@ -163,6 +163,17 @@ def add_search_options(
                        help="write no N tokens twice in one caption; 0: no such rule")
 
 
+def add_vary_options(parser: argparse.ArgumentParser) -> None:
+    """The options behind ``inference.search_table``."""
+    group = parser.add_argument_group("several searches")
+    group.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2",
+                       help="an option of the search and its values: one table of the scores with "
+                            "each; several --vary form a product")
+    group.add_argument("--out", metavar="DIR",
+                       help="folder for this table, varied.md and varied.csv, and a table of each "
+                            "image's scores for each setting")
+
+
 def add_scoring_options(parser: argparse.ArgumentParser, resamples: int | None = None) -> None:
     """The options behind ``inference.scoring.Scoring`` that all scoring commands have."""
     parser.add_argument("--bootstrap", type=positive_int, default=resamples, metavar="N",

@@ -89,6 +89,11 @@ def of_prompts(result: dict) -> list[str]:
             ("choosing", "to choose by"), ("others", "that had no part in the choice")))]
 
 
+def of_searches(result: dict) -> list[str]:
+    """Of ``p2_caption.py eval --vary``, below its table."""
+    return [f"{result['images']:,} images; highest CIDEr: {result['best']}"]
+
+
 def of_captions(result: dict) -> list[str]:
     """Of ``p2_caption.py eval`` and ``score``, and ``peft_caption.py eval``."""
     intervals = result.get("intervals_95", {})
