@@ -59,11 +59,8 @@ def tiny(tmp_path_factory, checkpoint, clip_file) -> list[str]:
         {path.name: ["a red square", "a square"] for path in sorted(photos.iterdir())}))
     names = write(folder / "names.json", {"0": "red", "1": "green", "2": "blue"})
     captioner = write_captioner(folder / "captioner.safetensors", TEXTS, 16)
-    boxes = write(folder / "boxes.json", {
-        path.name: {"name": "square", "boxes": [[0, 0, 0.5, 1]]} for path in photos.iterdir()})
-    return ["--p1-val", photos, "--p1-boxes", boxes, "--clip-val", photos, "--labels", names,
-            "--p2-val", photos, "--captions", captions, "--p2-boxes", boxes, "--show", "1",
-            "--checkpoint", checkpoint, checkpoint, clip_file, captioner]
+    return ["--p1-val", photos, "--clip-val", photos, "--labels", names, "--p2-val", photos,
+            "--captions", captions, "--show", "1", "--checkpoint", checkpoint, clip_file, captioner]
 
 
 def make_report(out: Path, *words, capsys) -> tuple[int, str]:
@@ -90,8 +87,11 @@ class Links(html.parser.HTMLParser):
 # --- the page -----------------------------------------------------------------------------------
 
 
-def test_the_report_of_tiny_models(tmp_path, scripts_inside, tiny, capsys):
+def test_the_report_of_tiny_models(tmp_path, scripts_inside, tiny, checkpoint, capsys):
     out = tmp_path / "my report"
+    boxes = write(tmp_path / "boxes.json", {
+        path.name: {"name": "square", "boxes": [[0, 0, 0.5, 1]]} for path in tiny[1].iterdir()})
+    tiny = ["--p1-boxes", boxes, "--p2-boxes", boxes, *tiny, checkpoint]
     status, said = make_report(out, *tiny, capsys=capsys)
     assert status == 0, said
     page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
@@ -228,8 +228,8 @@ def test_a_command_is_run_as_a_user_would(tmp_path, checkpoint):
         ["p1_pos_embed_vis.py", "--checkpoint", str(checkpoint), "--output",
          str(tmp_path / "a b.png")])
     assert "tiny" in json.loads(printed) and lines == [] and (tmp_path / "a b.png").is_file()
-    with pytest.raises(run.Failed, match="p1_pos_embed_vis.py ended with status 1: error: .*none"):
-        run.run_command(["p1_pos_embed_vis.py", "--checkpoint", "none"])
+    with pytest.raises(run.Failed, match="p1_attn_map.py ended with status 1: error: .*none"):
+        run.run_command(["p1_attn_map.py", "--images", "none"])
 
 
 @pytest.mark.parametrize("name", ["a b.jpg", "it's.jpg", "$(touch x)`id`", "ü.jpg", "a\nb",
