@@ -4,6 +4,7 @@ The captioner is a vision transformer whose patch features a small GPT-2 reads b
 
   python3 p2_caption.py predict --images DIR --output captions.json
   python3 p2_caption.py eval --images DIR --captions val.json --bootstrap 1000
+  python3 p2_caption.py compare A.safetensors B.safetensors --images DIR --captions val.json
   python3 p2_caption.py score --predictions out.json --captions val.json --per-image scores.csv
   python3 p2_caption.py pretrain --captions FILE … --out runs/language --pretrained
   python3 p2_caption.py train --images DIR --captions train.json --out runs/mine \\
@@ -47,10 +48,12 @@ from data.captions import (
 )
 from data.compute import Compute
 from data.files import check_outputs
-from data.photos import list_images, refuse_equal_stems, spread
+from data.folders import spread
 from inference.options import (
     BATCH_SIZES,
+    add_caption_comparison,
     add_captioner_options,
+    add_clip_prefix_option,
     add_command,
     add_images_option,
     add_json_option,
@@ -63,7 +66,6 @@ from inference.options import (
 from inference.parser import Parser
 from inference.results import of_captions, write_result
 from metrics.captions import describe
-from metrics.clipscore import PREFIX
 from training.options import add_caption_training, add_language_training
 
 SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
@@ -76,6 +78,8 @@ SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
 def predict(args):
     """Write the captions of a folder of photos."""
     complete_captioner_options(args)
+    from data.photos import list_images, refuse_equal_stems
+
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
     check_outputs({"--output": args.output},
@@ -122,6 +126,13 @@ def evaluate(args):
         record_scores(args.checkpoint, args.record, result)
     write_result(result, of_captions(result), args.json)
     return EXIT_SOME_UNREADABLE if result["unreadable"] else 0
+
+
+def compare(args):
+    """Captioners on the same photos: their difference, and the photos on which they differ most."""
+    from inference.caption_compare import compare_captioners
+
+    return compare_captioners(args)
 
 
 def score(args):
@@ -224,6 +235,8 @@ def make_parser():
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
 
+    add_caption_comparison(add_command(commands, "compare", compare,
+                                       "captioners on the same photos: which is better, and where"))
     scoring = add_command(commands, "score", score, "the scores of any prediction file")
     scoring.add_argument("--predictions", required=True, metavar="JSON",
                          help='{"<image name>": "caption", …}')
@@ -237,10 +250,7 @@ def make_parser():
         command.add_argument("--per-image", metavar="CSV",
                              help="also write each image's scores into this file")
         add_scoring_options(command)
-        command.add_argument("--clip-prefix", nargs="?", const=PREFIX, metavar="TEXT",
-                             help="put TEXT before each caption for CLIPScore; without TEXT, "
-                                  f'"{PREFIX}", as in its paper (default: nothing, as in the '
-                                  "course's evaluator)")
+        add_clip_prefix_option(command)
         add_json_option(command, "--output")
 
     add_language_training(add_command(commands, "pretrain", pretrain,

@@ -52,6 +52,7 @@ from inference.options import (
     add_run_options,
     add_scoring_options,
     add_search_options,
+    add_show_option,
     complete_captioner_options,
 )
 from inference.parser import Parser
@@ -174,6 +175,7 @@ def make_parser():
                            help="their references, in COCO's format")
     comparing.add_argument("--html", metavar="FILE",
                            help="also write a page with each photo and its captions")
+    add_show_option(comparing, "methods")
     add_scoring_options(comparing, RESAMPLES)
 
     predicting = add_command(commands, "predict", predict,

@@ -125,6 +125,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except OSError:  # Python would try again as it ends, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     status = at_end(status, line)
+    gc.freeze()  # else Python looks once more through all that torch has made, for half a second
     (os._exit if status == EXIT_TERMINATED else sys.exit)(status)  # no thread that hangs is awaited
 
 

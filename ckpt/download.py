@@ -36,15 +36,10 @@ from pathlib import Path
 from utils import EXIT_ERROR, EXIT_INTERRUPTED, ArgumentParser, UserError, one_line, printable, warn
 
 from ckpt import registry
+from ckpt.content import sha256_of
 from ckpt.publish import add
 from ckpt.registry import Entry
-from ckpt.transfer import (
-    Unreachable,
-    check_space,
-    fetch,
-    one_at_a_time,
-    sha256_of,
-)
+from ckpt.transfer import Unreachable, check_space, fetch, one_at_a_time
 
 # --- files --------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from utils import UserError, warn
 
 from ckpt import registry
-from ckpt.transfer import check_url, problem_with_content, sha256_of
+from ckpt.content import problem_with_content, sha256_of
+from ckpt.transfer import check_url
 
 
 def add(args: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 from utils import UserError, read_json, write_text
 
-from ckpt.transfer import problem_with_content, sha256_of
+from ckpt.content import problem_with_content, sha256_of
 
 FOLDER = Path(__file__).resolve().parent
 BASE = FOLDER / "captioner_base.safetensors"  # what PEFT captioners of this project stand on

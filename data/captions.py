@@ -10,8 +10,8 @@ from pathlib import Path
 from utils import UserError, printable, read_json, warn, whole_file
 
 from data.files import print_some, read_lines
+from data.folders import spread, stem_of
 from data.formats import IMAGE_EXTENSIONS
-from data.photos import spread, stem_of
 
 # --- references ---------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Which files a folder or a list names. Needs no torch to import."""
+"""Which files a folder or a list names. Needs no torch and no Pillow to import."""
 
 from __future__ import annotations
 
@@ -103,3 +103,16 @@ def read_list(word: str | Path) -> PhotoList:
     if not names:
         raise UserError(f"no path in the list {word}; it must have one on each line")
     return PhotoList(None, names)
+
+
+def spread(items: Sequence, count: int | None) -> list:
+    """``count`` of ``items`` in their order, spread evenly over them; all of them where ``count``
+    is None or too large."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def stem_of(name: str) -> str:
+    """``name`` without its last extension."""
+    return name.removesuffix(Path(name).suffix)

@@ -1,14 +1,12 @@
 """Which files are images, by their names and by their first bytes, and which of them can be read.
 
-Needs no torch to import.
+Needs no torch and no Pillow to import.
 """
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-
-from PIL import features
 
 READ = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 HEIF = {".heic", ".heif"}
@@ -33,6 +31,8 @@ SIGNATURES = [
 def readable_extensions() -> frozenset[str]:
     """The extensions of the files that are read: with AVIF where this Pillow has it, and HEIF where
     pillow-heif is installed, which is told to Pillow here."""
+    from PIL import features
+
     found = READ | ({".avif"} if features.check("avif") else set())
     try:
         from pillow_heif import register_heif_opener

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from data.files import identities
-from data.folders import PhotoList, is_list, names_of, read_list, scan
+from data.folders import PhotoList, is_list, names_of, read_list, scan, spread, stem_of
 from data.formats import kind_of, kinds_read, readable_extensions
 from data.jpeg import decode_cut
 
@@ -69,14 +69,6 @@ def _images_in(folder: Path) -> PhotoList:
     return PhotoList(folder, names)
 
 
-def spread(items: Sequence, count: int | None) -> list:
-    """``count`` of ``items`` in their order, spread evenly over them; all of them where ``count``
-    is None or too large."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]
-
-
 def image_paths(words: Sequence[str | Path], limit: int | None = None) -> list[Path]:
     """``--images FILE… | DIR | LIST``: the files as given, or the images of the one folder or
     list."""
@@ -98,11 +90,6 @@ def refuse_equal_stems(paths: Sequence[Path]) -> None:
             other = next(other for other in names_of(paths) if stem_of(other) == stem)
             raise UserError(f"{other} and {name} would both be {stem}; rename one")
         seen.add(stem)
-
-
-def stem_of(name: str) -> str:
-    """``name`` without its last extension."""
-    return name.removesuffix(Path(name).suffix)
 
 
 def refuse_to_replace(paths: Sequence[Path], outputs: Sequence[Path]) -> None:

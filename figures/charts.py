@@ -79,9 +79,9 @@ def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
 def confusion(
     matrix: np.ndarray, names: Sequence[str], heading: str, path: str | Path
 ) -> None:
-    """Counts (classes, classes), row the true class. The diagonal, the right answers, is green, the
-    darker the larger its share of the class; the errors have a colour scale of their own, so that
-    they can be seen beside it."""
+    """Counts (classes, classes), row the true class, under the lines of ``heading``. The diagonal,
+    the right answers, is green, the darker the larger its share of the class; the errors have a
+    colour scale of their own, so that they can be seen beside it."""
     classes = len(names)
     side = max(4.0, 0.24 * classes + 2)
     figure, axes = plt.subplots(figsize=(side, side))
@@ -99,7 +99,11 @@ def confusion(
     names = [fitted(printable(name), 7, 1.9)[0] for name in names]
     axes.set_xticks(ticks, names, rotation=90, **style)
     axes.set_yticks(ticks, names, **style)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{heading}; right answers are green")
+    axes.set(xlabel="predicted", ylabel="true")
+    first, *others = printable(heading).split("\n")
+    text, size = fitted_lines("\n".join([f"{first}; right answers are green", *others]), 10.8,
+                              0.8 * side)
+    axes.set_title(text, fontsize=size, fontfamily=FONTS, parse_math=False)
     figure.colorbar(image, ax=axes, label="photos (errors)", shrink=0.6,
                     ticks=MaxNLocator(integer=True, nbins=6))
     save(figure, path)
@@ -124,6 +128,9 @@ def gallery(
     texts = ["\n".join(text for text, _ in parts) for parts in lines]
     parts = np.array_split(np.arange(len(images)), rows)
     width = max([4.5, *(sum(across[i] + 0.15 for i in part) + 0.3 for part in parts)])
+    first, *others = printable(heading).split("\n")
+    heading, points = fitted_lines("\n".join([first + ": none" * (not images), *others]), 10,
+                                   width - 0.2)
     head = 0.35 + 0.2 * heading.count("\n")
     row = high + 0.2 + 0.15 * max((text.count("\n") + 1 for text in texts), default=1)
     height = head + rows * row + (0.6 if scale else 0.1)
@@ -138,8 +145,8 @@ def gallery(
             axes.set_title(texts[i], fontsize=min(size for _, size in lines[i]), pad=3,
                            fontfamily=FONTS, parse_math=False)
             x += across[i] + 0.15
-    figure.text(0.5, 1 - 0.08 / height, heading if len(images) else f"{heading}: none", fontsize=10,
-                ha="center", va="top", fontfamily=FONTS, parse_math=False)
+    figure.text(0.5, 1 - 0.08 / height, heading, fontsize=points, ha="center", va="top",
+                fontfamily=FONTS, parse_math=False)
     if scale:
         bar = figure.add_axes((0.5 - 1.3 / width, 0.42 / height, 2.6 / width, 0.09 / height))
         figure.colorbar(plt.cm.ScalarMappable(cmap=SEQUENTIAL), bar, orientation="horizontal",

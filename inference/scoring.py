@@ -18,7 +18,6 @@ import numpy as np
 from ckpt import registry
 from data.compute import Compute
 from data.files import write_csv
-from data.photos import report_unreadable
 from inference.options import BATCH_SIZES
 from metrics.captions import NAMES, score_captions
 from metrics.clipscore import WEIGHT, clipscore, mean_interval
@@ -46,6 +45,7 @@ class ClipScorer:
     def __init__(
         self, clip: Clip, paths: Sequence[Path], compute: Compute, prefix: str = ""
     ) -> None:
+        from data.photos import report_unreadable
         from inference.clip import image_features
 
         self.clip, self.prefix, self.count = clip, prefix, len(paths)
@@ -156,6 +156,7 @@ def evaluate_captioner(
 ) -> tuple[dict, list[str]]:
     """(what eval prints of a captioner on ``images``, each photo with its references, the captions
     of the readable photos); each image's scores go to the CSV file ``per_image``."""
+    from data.photos import report_unreadable
     from inference.caption import caption_images
 
     clip = scoring.open_clip()  # before the work, so that a wrong --clip is an error at once

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from metrics.ngrams import Corpus, lookup
+from metrics.ngrams import Corpus
 
 ORDERS = 4
 SMALL, TINY = 1e-9, 1e-15  # the toolkit's own
@@ -14,23 +14,22 @@ SMALL, TINY = 1e-9, 1e-15  # the toolkit's own
 def bleu_statistics(corpus: Corpus) -> np.ndarray:
     """(N, 10): for each image 4 numbers of matching n-grams, 4 of n-grams, its length, and the
     closest reference length (the shorter of two equally close)."""
-    count, image = len(corpus.hypotheses), corpus.image
+    count = len(corpus.hypotheses)
     statistics = np.zeros((count, 2 * ORDERS + 2))
-    lengths = np.array([len(hypothesis) for hypothesis in corpus.hypotheses])
-    for n, order in enumerate(corpus.counts):
-        of_reference = order.caption >= count
-        keys = image[order.caption] * order.size + order.ngram
-        # The most that any one reference of the image has of each n-gram.
-        found, place = np.unique(keys[of_reference], return_inverse=True)
-        most = np.zeros(len(found), dtype=np.int64)
-        np.maximum.at(most, place.reshape(-1), order.count[of_reference])
-        matches = np.minimum(order.count[~of_reference], lookup(found, most, keys[~of_reference]))
-        statistics[:, n] = np.bincount(order.caption[~of_reference], matches, minlength=count)
+    lengths = corpus.lengths[:count]
+    for n, (order, (mine, theirs)) in enumerate(zip(corpus.counts, corpus.shared, strict=True)):
+        # The most that any one reference of the image has of each n-gram of the hypothesis.
+        most = np.zeros(corpus.first_of_references(order), dtype=np.int64)
+        np.maximum.at(most, mine, order.count[theirs])
+        matches = np.minimum(order.count[:len(most)], most)
+        statistics[:, n] = np.bincount(order.caption[:len(most)], matches, minlength=count)
         statistics[:, ORDERS + n] = np.maximum(lengths - n, 0)
     statistics[:, -2] = lengths
-    statistics[:, -1] = [
-        min((abs(len(ref) - length), len(ref)) for ref in refs)[1]
-        for length, refs in zip(lengths.tolist(), corpus.references, strict=True)]
+    owner, length = corpus.image[count:], corpus.lengths[count:]
+    base = length.max(initial=0) + 1  # distance and length of a reference as one number
+    closest = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(closest, owner, np.abs(length - lengths[owner]) * base + length)
+    statistics[:, -1] = closest % base
     return statistics
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from metrics.ngrams import Corpus, lookup
+from metrics.ngrams import Corpus
 
 ORDERS = 4
 
@@ -29,21 +29,17 @@ def cider(corpus: Corpus, sigma: float = 6.0) -> np.ndarray:
         raise ValueError("CIDEr needs two images or more: its weights are relative frequencies "
                          "over images, and on one image all of them are 0")
     similarity = np.zeros(len(image))  # of each reference with its image's hypothesis
-    for order in orders:
-        owner_image = image[order.caption]
-        of_reference = order.caption >= count
-        seen = np.unique(owner_image[of_reference] * order.size + order.ngram[of_reference])
-        frequency = np.bincount(seen % order.size, minlength=order.size) if len(seen) else \
-            np.zeros(order.size)
+    for order, (mine, theirs) in zip(orders, corpus.shared, strict=True):
+        references = slice(corpus.first_of_references(order), None)
+        seen = np.sort(image[order.caption[references]] * order.size + order.ngram[references])
+        first = np.diff(seen, prepend=-1) > 0  # an n-gram counts once an image
+        frequency = np.bincount(seen[first] % max(order.size, 1), minlength=order.size)
         idf = np.log(count) - np.log(np.maximum(frequency, 1))
         weight = order.count * idf[order.ngram]
         norm = np.sqrt(np.bincount(order.caption, weight**2, minlength=len(image)))
-        keys = order.caption * order.size + order.ngram
-        mine = lookup(keys[~of_reference], weight[~of_reference],
-                      owner_image[of_reference] * order.size + order.ngram[of_reference])
-        theirs = weight[of_reference]
-        product = np.bincount(order.caption[of_reference], np.minimum(mine, theirs) * theirs,
-                              minlength=len(image)).astype(float)  # of nothing, integers
+        product = np.bincount(
+            order.caption[theirs], np.minimum(weight[mine], weight[theirs]) * weight[theirs],
+            minlength=len(image)).astype(float)  # of nothing, integers
         norms = norm * norm[image]
         similarity += np.divide(product, norms, out=product, where=norms != 0)
     bigrams = np.bincount(orders[1].caption, orders[1].count, minlength=len(image))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 
 import numpy as np
 
@@ -23,26 +24,24 @@ class NgramCounts:
     size: int
 
 
-def count_ngrams(captions: Sequence[Sequence[str]], orders: int = 4) -> list[NgramCounts]:
-    """Counts for n = 1 … ``orders`` over tokenized captions, which are numbered in order."""
-    lengths = np.fromiter(map(len, captions), dtype=np.int64, count=len(captions))
-    vocabulary: dict[str, int] = {}
-    tokens = np.fromiter(
-        (vocabulary.setdefault(token, len(vocabulary)) for token in chain.from_iterable(captions)),
-        dtype=np.int64, count=int(lengths.sum()))
-    owner = np.repeat(np.arange(len(captions)), lengths)
-    starts = np.arange(len(tokens))  # where each n-gram begins
-    ids = tokens
+def count_ngrams(tokens: np.ndarray, lengths: np.ndarray, orders: int = 4) -> list[NgramCounts]:
+    """Counts for n = 1 … ``orders`` over captions, which are numbered in order.
+
+    ``tokens`` has the numbers (0 or more) of all captions' tokens, ``lengths`` how many tokens
+    each caption has.
+    """
+    vocabulary = int(tokens.max(initial=-1)) + 1
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    left = np.repeat(lengths.cumsum(), lengths) - np.arange(len(tokens))  # tokens from here on
+    ids, size = tokens.copy(), vocabulary  # of the n-gram that begins at each token
     counts = []
     for order in range(1, orders + 1):
-        if order > 1:  # the (n-1)-gram that begins here, and the token after it in this caption
-            longer = starts + order - 1 < len(tokens)
-            longer[longer] = owner[starts[longer] + order - 1] == owner[starts[longer]]
-            starts, ids = starts[longer], ids[longer]
-            pairs = ids * max(len(vocabulary), 1) + tokens[starts + order - 1]
-            ids = np.unique(pairs, return_inverse=True)[1].reshape(-1)
-        size = int(ids.max(initial=-1)) + 1
-        keys, occurrences = np.unique(owner[starts] * max(size, 1) + ids, return_counts=True)
+        starts = np.flatnonzero(left >= order)
+        if order > 1:  # the (n-1)-gram that begins there, and the token after it
+            pairs = ids[starts] * vocabulary + tokens[starts + order - 1]
+            ids[starts] = np.unique(pairs, return_inverse=True)[1].reshape(-1)
+            size = int(ids[starts].max(initial=-1)) + 1
+        keys, occurrences = np.unique(owner[starts] * size + ids[starts], return_counts=True)
         caption, ngram = np.divmod(keys, max(size, 1))
         counts.append(NgramCounts(caption, ngram, occurrences, size))
     return counts
@@ -50,10 +49,12 @@ def count_ngrams(captions: Sequence[Sequence[str]], orders: int = 4) -> list[Ngr
 
 @dataclass
 class Corpus:
-    """N tokenized hypotheses and their references, with what CIDEr and BLEU count in them.
+    """N tokenized hypotheses and their references, as numbers, with what CIDEr and BLEU count.
 
     Captions are numbered: the hypotheses first, then all references, image by image. ``image`` is
-    the image of each.
+    the image of each, ``lengths`` its number of tokens; ``tokens`` are the numbers of the tokens of
+    all captions. ``shared`` has, for each order of ``counts``, two arrays of entries: pairs of one
+    n-gram in an image's hypothesis and in one of its references.
     """
 
     hypotheses: Sequence[Sequence[str]]
@@ -63,12 +64,31 @@ class Corpus:
         images = np.arange(len(self.hypotheses))
         captions = [*self.hypotheses, *chain.from_iterable(self.references)]
         self.image = np.concatenate([images, np.repeat(images, list(map(len, self.references)))])
-        self.counts = count_ngrams(captions)
+        self.lengths = np.fromiter(map(len, captions), np.int64, len(captions))
+        numbers = defaultdict(count().__next__)  # a new word gets the next one
+        self.tokens = np.fromiter(map(numbers.__getitem__, chain.from_iterable(captions)), np.int64,
+                                  self.lengths.sum())
+        self.counts = count_ngrams(self.tokens, self.lengths)
+        self.shared = [self._shared(order) for order in self.counts]
 
+    def first_of_references(self, order: NgramCounts) -> int:
+        """The number of the first entry that is of a reference."""
+        return np.searchsorted(order.caption, len(self.hypotheses))
 
-def lookup(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """``values`` at the places of ``wanted`` in the sorted ``keys``; 0 where it is not there."""
-    if not len(keys):
-        return np.zeros(len(wanted), dtype=values.dtype)
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, values[place], 0)
+    def _shared(self, order: NgramCounts) -> tuple[np.ndarray, np.ndarray]:
+        first = self.first_of_references(order)
+        keys = self.image[order.caption] * order.size + order.ngram
+        if not first:
+            return np.zeros(0, int), np.zeros(0, int)
+        place = np.minimum(np.searchsorted(keys[:first], keys[first:]), first - 1)
+        both = np.flatnonzero(keys[place] == keys[first:])
+        return place[both], first + both
+
+    def padded(self, captions: slice) -> np.ndarray:
+        """The tokens of ``captions``, (captions, longest), each row filled up with -1."""
+        start, stop, _ = captions.indices(len(self.lengths))
+        lengths, before = self.lengths[start:stop], self.lengths[:start].sum()
+        rows = np.full((len(lengths), lengths.max(initial=0)), -1, dtype=np.int32)
+        rows[np.arange(rows.shape[1]) < lengths[:, None]] = \
+            self.tokens[before:before + lengths.sum()]
+        return rows

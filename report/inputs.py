@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from ckpt import registry
 from data.boxes import boxes_of
 from data.captions import captioned_images
+from data.folders import spread
 from data.labels import read_classes
-from data.photos import image_paths, list_images, spread
+from data.photos import image_paths, list_images
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"

@@ -12,16 +12,18 @@ import torch
 from conftest import make_photo
 from PIL import Image
 
+from data.augmentation import AUGMENTATIONS, augmentation
 from data.batches import LabelledImages, read_batches
 from data.files import read_csv, read_table
+from data.folders import spread
 from data.labels import (
     hold_out_tenth,
     labelled_folders,
     read_labels,
     sort_labels,
 )
-from data.photos import list_images, load_image, refuse_unreadable, spread
-from data.transform import AUGMENTATIONS, Transform, augmentation
+from data.photos import list_images, load_image, refuse_unreadable
+from data.transform import Transform
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -27,7 +27,7 @@ import torch
 from conftest import ROOT, copy_project
 from safetensors.torch import save_file
 
-from ckpt import download, registry, transfer
+from ckpt import content, download, registry, transfer
 from inference.options import complete_captioner_options
 
 # They begin as a safetensors file does: the length of a JSON object, and the object.
@@ -408,7 +408,7 @@ def in_a_tar(tensors, path):
 ])
 def test_every_kind_of_checkpoint_passes(tmp_path, write):
     write({"a": torch.zeros(3)}, tmp_path / "a.bin")
-    assert transfer.problem_with_content(tmp_path / "a.bin", ".bin") is None
+    assert content.problem_with_content(tmp_path / "a.bin", ".bin") is None
 
 
 def test_a_lock_that_is_wrong_is_named_with_what_to_do(project, server, capsys):

@@ -29,6 +29,7 @@ from ckpt import registry
 from data.compute import Compute
 from data.photos import list_images
 from data.transform import Transform
+from inference import caption_compare
 from inference import peft as inference_peft
 from inference.caption import caption_images
 from inference.peft import BaseSource, open_checkpoint
@@ -56,7 +57,8 @@ def compare_words(world, photos) -> list:
     return ["compare", *words, *(f"--eval-{word[2:]}" if str(word).startswith("--") else word
                                  for word in words), "--base", world / "base.safetensors", "--out",
             world / "runs", "--bootstrap", "20", "--clip", world / "clip.safetensors", "--rank",
-            "2", "--bottleneck", "4", "--lr-of", "full=0.003", "--html", world / "page.html", *RUN]
+            "2", "--bottleneck", "4", "--lr-of", "full=0.003", "--html", world / "page.html",
+            "--show", "3", *RUN]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,25 @@ def test_a_comparison_is_one_table_of_every_method(world):
         assert str(world.parent) not in json.dumps(metadata)  # no path of this machine
     assert (world / "runs" / "compared.md").read_text().count("\n") == 7
     assert (world / "runs" / "curves.png").stat().st_size > 10000
+    assert (world / "runs" / "most_different.png").stat().st_size > 10000
     assert len(list((world / "runs" / "features").iterdir())) == 3  # one encoding for all
+
+
+def check_sheet(cards, names, title, path, runs) -> None:
+    """The sheet has the three photos whose CIDEr, as the files of the methods have it, differs most
+    between the methods, with all captions."""
+    tables = [read_csv(runs / name / "per_image_beam3.csv") for name in names]
+    spread = [max(scores) - min(scores) for scores in
+              ([float(row["CIDEr"]) for row in rows] for rows in zip(*tables, strict=True))]
+    most = sorted(range(12), key=lambda photo: -spread[photo])[:3]
+    assert path == runs / "most_different.png" and "beam 3" in title[1]
+    assert title[0] == "The 3 of 12 photos on which the methods differ most"
+    assert [card.name for card in cards] == [tables[0][photo]["filename"] for photo in most]
+    for card, photo in zip(cards, most, strict=True):
+        rows = [table[photo] for table in tables]
+        assert card.captions == [row["caption"] for row in rows] and len(card.references) == 3
+        assert card.scores == [{metric: float(row[metric]) for metric in ("CIDEr", "CLIPScore")}
+                               for row in rows]
 
 
 def test_the_page_of_a_comparison_has_every_caption(world, photos):
@@ -127,6 +147,8 @@ def test_the_page_of_a_comparison_has_every_caption(world, photos):
 
 
 def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_path, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(caption_compare, "caption_sheet", lambda *parts: sheets.append(parts))
     for part in ("base.safetensors", "c.json", "clip.safetensors"):
         shutil.copy(world / part, tmp_path)
     for part in ("features", "cross", "adapter"):
@@ -138,6 +160,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_pa
         assert here(capsys, *words).returncode == 130
     result = here(capsys, *words)
     assert result.returncode == 0, result.stderr
+    check_sheet(*sheets[0], tmp_path / "runs")
     assert "epoch 2" in result.stderr and "epoch 1 " not in result.stderr
     for path, time in before.items():
         assert path.stat().st_mtime_ns == time
@@ -278,6 +301,7 @@ def test_a_base_is_named_as_on_the_command_line(tmp_path):
 PREDICT = "predict --output new.json --images photos "
 LORA = PREDICT + "--checkpoint lora.safetensors "
 TRAIN = "train --images photos --captions c.json --base base.safetensors --out new --hold-out 3 "
+COMPARE = TRAIN.replace("train", "compare", 1) + "--eval-images a --eval-captions b "
 
 
 @pytest.mark.parametrize("words, message", [
@@ -302,13 +326,15 @@ TRAIN = "train --images photos --captions c.json --base base.safetensors --out n
     (TRAIN + "--method adapter --bottleneck 99", "adapter would train 16,"),
     (TRAIN + "--method cross --out runs/cross", "give --resume to continue"),
     (TRAIN + "--method full --hold-out 400", "12 are too few to hold out 400"),
+    (COMPARE + "--methods lora --show 3", "--show draws where methods differ; give two or more"),
     (TRAIN, "--method"),  # from here on, wrong usage
     ("params", "one of the arguments FILE --sizes is required"),
     ("params lora.safetensors --sizes", "not allowed with"),
     (TRAIN + "--method lora --rank 0", "--rank"),
     (TRAIN + "--method prefix --prefix-length -1", "--prefix-length"),
-    (TRAIN.replace("train", "compare") + "--eval-images a --eval-captions b --lr-of lora:1",
-     "--lr-of"),
+    (COMPARE + "--lr-of lora:1", "--lr-of"),
+    (COMPARE + "--show 0", "--show: must be a whole number from 1"),
+    (COMPARE + "--show 61", "--show: must be at most 60"),
 ])
 def test_bad_input_gets_one_line_and_no_output(world, capsys, monkeypatch, words, message):
     monkeypatch.chdir(world)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from metrics.ptb import PUNCTUATION, _scan, tokenize, tokenize_all
+from metrics.ptb_rules import NUMERIC, rules_for
 
 CASES = json.loads((Path(__file__).parent / "ptb_cases.json").read_text(encoding="utf-8"))
 CAPTIONS = [caption for caption, _ in CASES]
@@ -45,6 +47,14 @@ def test_recorded_output_of_java():
     assert not (report := differences(CAPTIONS, [tokens for _, tokens in CASES], found)), report
 
 
+def test_numerals_of_all_scripts_are_in_the_table():
+    """The table is a constant because building it at every start would take time."""
+    numerals = [c for c in map(chr, range(0x80, 0x10000))
+                if c.isalnum() and not (c.isalpha() or c.isdecimal())]
+    assert re.fullmatch(f"[{NUMERIC}]+", "".join(numerals))
+    assert len(re.findall(f"[{NUMERIC}]", "".join(map(chr, range(0x10000))))) == len(numerals)
+
+
 def test_many_captions_give_what_each_gives_alone():
     assert tokenize_all(iter(CAPTIONS)) == [tokenize(caption) for caption in CAPTIONS]
     assert tokenize_all([]) == []
@@ -54,6 +64,13 @@ def test_the_fast_path_equals_the_slow_path():
     captions = CAPTIONS + recombined(1500, seed=1)
     slow = [[token for token in _scan(c) if token not in PUNCTUATION] for c in captions]
     assert not (report := differences(captions, slow, tokenize_all(captions))), report
+
+
+def test_the_rules_for_ascii_equal_all_rules(monkeypatch):
+    captions = [c for c in CAPTIONS + recombined(1000, seed=4) if c.isascii()]
+    fast = [_scan(c) for c in captions]
+    monkeypatch.setattr("metrics.ptb.rules_for", lambda ascii_alone: rules_for(False))
+    assert not (report := differences(captions, [_scan(c) for c in captions], fast)), report
 
 
 @pytest.mark.parametrize("caption", ["", " ", "\n", " \t \n ", ".", "...", "\U0001F600", "\u200b"])

@@ -18,11 +18,11 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from data.augmentation import augmentation
 from data.batches import LabelledImages
 from data.compute import Compute
 from data.labels import class_indices, find_names, labelled_folders, sort_labels
 from data.photos import check_images, list_images, refuse_unreadable
-from data.transform import augmentation
 from figures import charts
 from inference.classify import classify
 from models.classifier import Classifier, build_classifier, save_classifier

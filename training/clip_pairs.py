@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from data.augmentation import augmentation
 from data.batches import LabelledImages, normalized_batches
 from data.captions import captioned_sources
 from data.compute import Compute
 from data.photos import check_images
-from data.transform import augmentation
 from models.clip import DualEncoder, load_clip, save_clip
 from training.clip_targets import (
     Lexicon,

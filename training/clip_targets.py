@@ -29,7 +29,7 @@ from timm.data import ImageNetInfo
 from data import wordnet
 from data.compute import Compute
 from data.files import read_mapping
-from data.photos import spread
+from data.folders import spread
 from inference.clip import image_features
 from inference.zeroshot import softmax
 from models.clip import Clip, DualEncoder

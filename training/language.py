@@ -14,7 +14,7 @@ import torch
 
 from data.captions import language_texts
 from data.compute import autocast
-from data.photos import spread
+from data.folders import spread
 from models.captioner import IGNORED, Captioner, caption_targets, teacher_forcing_loss
 from models.captioner_files import save_captioner
 from models.gpt2 import GPT2Config

@@ -6,7 +6,7 @@ import argparse
 
 from utils import fraction, natural, non_negative, positive_int, share
 
-from data.transform import AUGMENTATIONS
+from data.augmentation import AUGMENTATIONS
 from inference.options import (
     add_averaged_option,
     add_base_options,

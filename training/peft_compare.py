@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from utils import printable, read_json, warn, write_json, write_text
+from utils import UserError, printable, read_json, warn, write_json, write_text
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from data.files import check_outputs, markdown_table, read_csv, write_csv
 from data.photos import check_images, load_image
 from figures import charts, page
 from inference.caption import caption_features, patch_features
+from inference.caption_compare import SHEET, Written, write_sheet
 from inference.peft import BaseSource
 from inference.scoring import ClipScorer, Scoring, default_clip, measure, write_per_image
 from models.captioner import Captioner
@@ -32,7 +33,8 @@ from training.recipe import CaptionOptions
 
 BEAMS = {"greedy": 1, "beam 3": 3}
 # Options that ``train`` does not have.
-COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap", "html")
+COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap", "html",
+              "show")
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ def compare(args: argparse.Namespace) -> None:
     """Train and measure each method of ``peft_caption.py compare``; one table and one figure."""
     runs = [run_arguments(args, name) for name in args.methods]
     methods = [method_from(run) for run in runs]
+    if args.show and len(set(args.methods)) < 2:
+        raise UserError("--show draws where methods differ; give two or more --methods")
     shown = captioned_images(args.eval_images, args.eval_captions, args.limit)
-    check_outputs({"--html": args.html},
+    check_outputs({"--html": args.html, "--out": Path(args.out) / SHEET if args.show else None},
                   {"--images": args.images, "--captions": args.captions,
                    "--eval-images": list(shown), "--eval-captions": args.eval_captions,
                    "--base": args.base, "--clip": args.clip})
@@ -80,6 +84,8 @@ def compare(args: argparse.Namespace) -> None:
         results[method.name] = measure_run(Path(run.out), method.name, base, base_words,
                                            evaluation, compute)
         write_comparison(histories, results, Path(args.out))
+    if args.show:
+        write_comparison_sheet(args.show, Path(args.out), results, evaluation)
     if args.html:
         write_comparison_page(args.html, Path(args.out), results, evaluation)
     warn(f"wrote compared.md, compared.csv and curves.png into {args.out}")
@@ -165,15 +171,35 @@ def write_comparison(
     charts.caption_curves(histories, out / "curves.png")
 
 
+def written_captions(
+    out: Path, results: dict[str, dict], evaluation: EvaluationSet
+) -> tuple[str, Sequence[str], list[list[dict[str, str]]]]:
+    """(the search with the most beams, metrics, each method's rows of these and its captions), read
+    from the files of ``measure_run``."""
+    search, beams = max(BEAMS.items(), key=lambda item: item[1])
+    metrics = ("CIDEr", "CLIPScore") if evaluation.clip_scorer else ("CIDEr",)
+    return search, metrics, [read_csv(per_image_file(out / method, beams), *metrics, "caption")
+                             for method in results]
+
+
+def write_comparison_sheet(
+    count: int, out: Path, results: dict[str, dict], evaluation: EvaluationSet
+) -> None:
+    """The figure of the ``count`` photos on which the methods' captions differ most."""
+    search, metrics, tables = written_captions(out, results, evaluation)
+    written = [Written(method, [row["caption"] for row in rows],
+                       {metric: np.array([float(row[metric]) for row in rows])
+                        for metric in metrics})
+               for method, rows in zip(results, tables, strict=True)]
+    write_sheet(evaluation.paths, evaluation.references, written, count, "methods", search,
+                out / SHEET)
+
+
 def write_comparison_page(
     file: str | Path, out: Path, results: dict[str, dict], evaluation: EvaluationSet
 ) -> None:
-    """The page ``file``: each photo with its references and every method's caption, by the search
-    with the most beams."""
-    search, beams = max(BEAMS.items(), key=lambda item: item[1])
-    shown = ("CIDEr", "CLIPScore") if evaluation.clip_scorer else ("CIDEr",)
-    tables = [read_csv(per_image_file(out / method, beams), *shown, "caption")
-              for method in results]
+    """The page ``file``: each photo with its references and every method's caption."""
+    search, shown, tables = written_captions(out, results, evaluation)
     about = {"title": "What each method writes about a photo", "truth": "references",
              "total": "mean CIDEr",
              "lead": f"{len(evaluation.paths):,} photos with the captions of {len(results)} "

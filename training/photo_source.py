@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.augmentation import augmentation
 from data.batches import LabelledImages
 from data.photos import refuse_unreadable
-from data.transform import augmentation
 from inference.caption import caption_features, caption_images, patch_features
 from models.captioner import Captioner, Memory
 from models.decoding import Search
