@@ -87,7 +87,7 @@ def captions_commands(inputs: Inputs, folder: Path) -> list[Words]:
 
 
 def captions_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
-    names = [f"{Path(result['checkpoint']).name}, {result['search']['beams']} "
+    names = [f"{Path(result['checkpoint']).name} with {result['search']['beams']} "
              f"beam{'s' * (result['search']['beams'] != 1)}" for result in results]
     measured = ciders(names, results)
     best = of.best_of(measured) or 0
