@@ -55,6 +55,7 @@ from data.photos import figure_file, image_paths, list_images, report_unreadable
 from inference.clip import image_features, kept_image_features, open_clip, text_features
 from inference.options import (
     BATCH_SIZES,
+    add_compile_option,
     add_images_option,
     add_json_option,
     add_prediction_options,
@@ -264,6 +265,7 @@ def make_parser():
                              default=list(TEMPLATES) if command is evaluating else [TEMPLATE],
                              help="texts with {object} or {}; sets (course, cifar); files")
     for command in (predicting, evaluating):
+        add_compile_option(command)
         add_images_option(command)
     retrieving.add_argument("--images", required=True, metavar="DIR",
                             help="folder of photos, without its subfolders")
