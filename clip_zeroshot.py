@@ -292,8 +292,7 @@ def make_parser():
     evaluating.add_argument("--html", metavar="FILE",
                             help="also write a page with each photo and its answers")
     evaluating.add_argument("--table", nargs="+", metavar="FILE",
-                            help="also write the table: numbers into a file that ends in .csv, "
-                                 "Markdown for readers into any other")
+                            help="also write the table: numbers into a .csv, Markdown into others")
     evaluating.add_argument("--figures", metavar="DIR",
                             help="write the confusion matrix, the most confident errors and the "
                                  "accuracy of each class here, of the template or ensemble with "
