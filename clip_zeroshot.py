@@ -57,6 +57,7 @@ from inference.answers import by_class, figure_files, write_answers
 from inference.clip import image_features, kept_image_features, open_clip, text_features
 from inference.options import (
     BATCH_SIZES,
+    add_compile_option,
     add_images_option,
     add_json_option,
     add_prediction_options,
@@ -270,6 +271,8 @@ def make_parser():
         command.add_argument("--template", nargs="+", metavar="T",
                              default=list(TEMPLATES) if command is evaluating else [TEMPLATE],
                              help="texts with {object} or {}; sets (course, cifar); files")
+    for command in (predicting, evaluating):
+        add_compile_option(command)
     for command in (predicting, evaluating, choosing):
         add_images_option(command)
     retrieving.add_argument("--images", required=True, metavar="DIR",
@@ -289,8 +292,7 @@ def make_parser():
     evaluating.add_argument("--html", metavar="FILE",
                             help="also write a page with each photo and its answers")
     evaluating.add_argument("--table", nargs="+", metavar="FILE",
-                            help="also write the table: numbers into a file that ends in .csv, "
-                                 "Markdown for readers into any other")
+                            help="also write the table: numbers into a .csv, Markdown into others")
     evaluating.add_argument("--figures", metavar="DIR",
                             help="write the confusion matrix, the most confident errors and the "
                                  "accuracy of each class here, of the template or ensemble with "

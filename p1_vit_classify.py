@@ -52,6 +52,7 @@ from inference.answers import by_class, figure_files, write_answers
 from inference.options import (
     BATCH_SIZES,
     add_command,
+    add_compile_option,
     add_fine_tuned_options,
     add_images_option,
     add_json_option,
@@ -79,14 +80,14 @@ def predict(args):
     """The most probable label of each photo: a CSV, and the first lines on stdout."""
     paths = list_images(args.images, args.limit)
     check_outputs({"--output": args.output}, {"--images": paths, **model_files(args)})
-    from inference.classify import load_classifiers, probability_work  # these import torch
+    from inference.classify import Probabilities, load_classifiers  # these import torch
     from inference.predictions import label_rows, predictions
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
     classifiers = load_classifiers(args.checkpoint, args.weights, args.ema_weights, args.names)
     first = classifiers[0]
-    transform, probabilities = probability_work(classifiers, compute)
-    with predictions(args, paths, transform,
+    probabilities = Probabilities(classifiers, compute)
+    with predictions(args, paths, probabilities.transform,
                      lambda images: label_rows(probabilities(images).mean(1), first.classes),
                      compute, "classify") as done:
         write_csv(args.output, ["filename", "label"],
@@ -106,7 +107,7 @@ def evaluate(args):
                   {"--images": paths, "--labels": args.labels, **model_files(args)})
     if args.record and len(args.checkpoint) > 1:
         raise UserError("--record takes one checkpoint, not an ensemble; give one --checkpoint")
-    from inference.classify import classify_with_each, load_classifiers  # these import torch
+    from inference.classify import Probabilities, classify_with_each, load_classifiers
     from models.checkpoint import check_recordable, record_result
 
     if args.record:
@@ -116,7 +117,8 @@ def evaluate(args):
     known = {label: classifiers[0].name_of(label) for label in classifiers[0].classes}
     indices = class_indices(read_labels(paths, args.labels, known), known,
                             args.labels or args.images)
-    readable, each, unreadable = classify_with_each(classifiers, paths, compute)
+    work = Probabilities(classifiers, compute)
+    readable, each, unreadable = classify_with_each(work, paths, compute)
     probabilities = each.mean(0)
     index_of = dict(zip(paths, indices, strict=True))
     targets = np.array([index_of[path] for path in readable])
@@ -127,6 +129,7 @@ def evaluate(args):
         **({"weights": args.weights, "ema_weights": args.ema_weights} if args.weights else {}),
         "image_sizes": [classifier.preprocessing["size"] for classifier in classifiers],
         "images": str(args.images), "device": compute.device, "precision": compute.precision,
+        **({"compile_s": round(work.compile_seconds, 1)} if args.compile else {}),
         "unreadable": len(unreadable)}
     if len(classifiers) > 1:
         sources = args.weights or args.checkpoint
@@ -207,6 +210,7 @@ def make_parser():
                              "loss and accuracy on labelled photos")
     for command in (predicting, evaluating):
         add_run_options(command, None)
+        add_compile_option(command)
         add_images_option(command, HERE / "samples")
         command.add_argument("--checkpoint", nargs="+", metavar="FILE",
                              default=list(map(str, registry.members("p1"))),

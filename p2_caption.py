@@ -4,6 +4,7 @@ The captioner is a vision transformer whose patch features a small GPT-2 reads b
 
   python3 p2_caption.py predict --images DIR --output captions.json
   python3 p2_caption.py eval --images DIR --captions val.json --bootstrap 1000
+  python3 p2_caption.py eval --images DIR --captions val.json --vary beam=1,3,5 --out runs/beams
   python3 p2_caption.py compare A.safetensors B.safetensors --images DIR --captions val.json
   python3 p2_caption.py score --predictions out.json --captions val.json --per-image scores.csv
   python3 p2_caption.py pretrain --captions FILE … --out runs/language --pretrained
@@ -61,10 +62,12 @@ from inference.options import (
     add_run_options,
     add_scoring_options,
     add_search_options,
+    add_vary_options,
     complete_captioner_options,
 )
 from inference.parser import Parser
 from inference.results import of_captions, write_result
+from inference.search_table import compare_searches
 from metrics.captions import describe
 from training.options import add_caption_training, add_language_training
 
@@ -98,8 +101,11 @@ def predict(args):
 
 
 def evaluate(args):
-    """Print the scores of a captioner on photos with references."""
+    """Print the scores of a captioner on photos with references; with --vary, of several searches.
+    """
     complete_captioner_options(args)
+    if args.vary or args.out:
+        return compare_searches(args)
     images = captioned_images(args.images, args.captions, args.limit)
     if args.record and args.model:
         raise UserError("--record writes into a checkpoint of this project; make one with convert")
@@ -235,6 +241,7 @@ def make_parser():
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
 
+    add_vary_options(evaluating)
     add_caption_comparison(add_command(commands, "compare", compare,
                                        "captioners on the same photos: which is better, and where"))
     scoring = add_command(commands, "score", score, "the scores of any prediction file")

@@ -44,16 +44,26 @@ def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
                           alpha=0.5 if part == "train" else 1)
     for axes, quantity in ((left, "loss"), (right, "accuracy")):
         axes.set(xlabel="epoch", title=f"{quantity.capitalize()} (dashed: training)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if all(len(history) == 1 for history in histories.values()):
-            axes.set(xlim=(0, 2), xticks=[1])
-        axes.grid(alpha=0.3)
+        _count_epochs(axes, histories)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as the steps need
-    if len(histories) > 4:  # so many would hide the curves
-        figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    else:
-        right.legend(fontsize=8)
+    _legend(figure, right, histories)
     save(figure, path)
+
+
+def _count_epochs(axes: plt.Axes, histories: dict[str, list[dict]]) -> None:
+    """Whole epochs as ticks, a single one in the middle, and a grid."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if all(len(history) == 1 for history in histories.values()):
+        axes.set(xlim=(0, 2), xticks=[1])
+    axes.grid(alpha=0.3)
+
+
+def _legend(figure: plt.Figure, axes: plt.Axes, histories: dict[str, list[dict]]) -> None:
+    """The names of the curves of ``axes``, beside the figure where many would hide them."""
+    if len(histories) > 4:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    else:
+        axes.legend(fontsize=8)
 
 
 def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
@@ -70,9 +80,8 @@ def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
     for cell, title in zip(axes, ("Training loss", "CIDEr on photos held out (ring: the best)"),
                            strict=True):
         cell.set(xlabel="epoch", title=title)
-        cell.xaxis.set_major_locator(MaxNLocator(integer=True))
-        cell.grid(alpha=0.3)
-    axes[1].legend(fontsize=8)
+        _count_epochs(cell, histories)
+    _legend(figure, axes[1], histories)
     save(figure, path)
 
 

@@ -6,7 +6,9 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from utils import UserError, whole_file
@@ -26,6 +28,8 @@ from models.catr import open_catr
 from models.checkpoint import check_output, digest, open_file
 from models.decoding import Search, generate
 from models.vit_gpt2 import ViTGPT2
+
+LEAST = 8  # images for which a thread of their own pays
 
 
 def open_captioner(args: argparse.Namespace) -> Captioner:
@@ -89,8 +93,31 @@ def caption_features(
 
 
 def write_captions(captioner: Captioner, memory: Memory, search: Search) -> list[str]:
-    """The caption of each image of ``memory``."""
-    return [captioner.tokenizer.decode(ids) for ids in generate(captioner, memory, search)]
+    """The caption of each image of ``memory``.
+
+    On a CPU, parts of the images are decoded side by side, each by one thread: the products of a
+    single token are so small that several threads gain nothing within them.
+    """
+    threads = torch.get_num_threads() if memory.features.device.type == "cpu" else 1
+    parts = _parts(memory, min(threads, max(len(memory) // LEAST, 1)))
+    if len(parts) == 1:
+        rows = [generate(captioner, memory, search)]
+    else:
+        torch.set_num_threads(threads // len(parts))
+        try:
+            with ThreadPoolExecutor(len(parts), "caption") as pool:
+                rows = list(pool.map(lambda part: generate(captioner, part, search), parts))
+        finally:
+            torch.set_num_threads(threads)
+    return [captioner.tokenizer.decode(ids) for part in rows for ids in part]
+
+
+def _parts(memory: Memory, count: int) -> list[Memory]:
+    """``memory`` cut into ``count`` parts of nearly equal size."""
+    bounds = [number * len(memory) // count for number in range(count + 1)]
+    return [Memory(memory.features[start:stop], memory.grids[start:stop],
+                   None if memory.mask is None else memory.mask[start:stop])
+            for start, stop in pairwise(bounds)]
 
 
 def encode(captioner: Captioner, images: Tensor, compute: Compute) -> Memory:

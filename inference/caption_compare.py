@@ -182,8 +182,8 @@ def write_sheet(
              if len(chosen) < len(paths) else
              f"All {len(paths)} photos, first those on which the {what} differ most")
     caption_sheet(cards, [one.name for one in written],
-                  [which, f"Captions by {search}; the references are grey. Photos are in the order "
-                          "of the difference between their highest CIDEr (bold) and their lowest."],
+                  [which, f"Search: {search}. The references are grey. Photos are in the order of "
+                          "the difference between their highest CIDEr (bold) and their lowest."],
                   file)
     warn(f"wrote {file}")
 

@@ -15,9 +15,9 @@ from metrics.clipscore import PREFIX
 
 # Images in a batch by default; on a CPU a batch that stays in the cache is fastest.
 BATCH_SIZES = {
-    "classifier": {"cpu": 8, "cuda": 64},
-    "captioner": {"cpu": 32, "cuda": 128},
-    "clip": {"cpu": 16, "cuda": 256},
+    "classifier": {"cpu": 8, "cuda": 64, "mps": 32},
+    "captioner": {"cpu": 32, "cuda": 128, "mps": 32},
+    "clip": {"cpu": 16, "cuda": 256, "mps": 64},
 }
 MOST_SHOWN = 60  # photos on a sheet; a PNG of more could be taller than can be drawn
 
@@ -36,8 +36,8 @@ def add_run_options(
 ) -> None:
     """The options that every command has; ``unit`` says what batches consist of."""
     group = parser.add_argument_group("run")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                       help="where to compute; auto takes CUDA when there is one")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+                       help="where to compute; auto takes CUDA when there is one, and never mps")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                        help="auto takes bfloat16 where the hardware has it")
     group.add_argument("--batch-size", type=positive_int, default=batch_size, metavar="N",
@@ -53,6 +53,13 @@ def add_images_option(parser: argparse.ArgumentParser, default: object = None) -
                         metavar="DIR|LIST",
                         help="folder of photos, without its subfolders; or a file that ends in "
                              ".txt, with a path on each line; or - for such lines on stdin")
+
+
+def add_compile_option(parser: argparse.ArgumentParser) -> None:
+    """--compile of commands that only run a model forward."""
+    parser.add_argument("--compile", action="store_true",
+                        help="compile the model first, which takes a minute or more and pays for "
+                             "thousands of photos; needs a C++ compiler")
 
 
 def add_prediction_options(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -161,6 +168,17 @@ def add_search_options(
                        help="tokens at most (default: what the captioner can write)")
     group.add_argument("--no-repeat-ngram", type=natural, default=no_repeat_ngram, metavar="N",
                        help="write no N tokens twice in one caption; 0: no such rule")
+
+
+def add_vary_options(parser: argparse.ArgumentParser) -> None:
+    """The options behind ``inference.search_table``."""
+    group = parser.add_argument_group("several searches")
+    group.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2",
+                       help="an option of the search and its values: one table of the scores with "
+                            "each; several --vary form a product")
+    group.add_argument("--out", metavar="DIR",
+                       help="folder for this table, varied.md and varied.csv, and a table of each "
+                            "image's scores for each setting")
 
 
 def add_scoring_options(parser: argparse.ArgumentParser, resamples: int | None = None) -> None:

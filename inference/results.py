@@ -89,6 +89,11 @@ def of_prompts(result: dict) -> list[str]:
             ("choosing", "to choose by"), ("others", "that had no part in the choice")))]
 
 
+def of_searches(result: dict) -> list[str]:
+    """Of ``p2_caption.py eval --vary``, below its table."""
+    return [f"{result['images']:,} images; highest CIDEr: {result['best']}"]
+
+
 def of_captions(result: dict) -> list[str]:
     """Of ``p2_caption.py eval`` and ``score``, and ``peft_caption.py eval``."""
     intervals = result.get("intervals_95", {})
@@ -116,8 +121,8 @@ def of_captioners(result: dict) -> list[str]:
         gap = row["minus_first"]
         low, high = gap["CIDEr_95"]
         lines.append(f"{row['name']} - {first['name']}: CIDEr {gap['CIDEr']:+.3f} "
-                     f"(95 %: {low:+.3f} to {high:+.3f}), higher on {gap['higher_on']} photos, "
-                     f"lower on {gap['lower_on']}")
+                     f"(95 %: {low:+.3f} to {high:+.3f}), higher on {gap['higher_on']} "
+                     f"of {result['images']:,} photos, lower on {gap['lower_on']}")
     return lines + about_clipscore(result)
 
 

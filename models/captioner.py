@@ -143,11 +143,11 @@ class Captioner(nn.Module, ABC):
         """
         rows, images = index.reshape(-1), len(state.memory[0][0])
         kept = index[:, 0] // (len(state.past[0][0]) // images)
-        past = [(k[rows], v[rows]) for k, v in state.past]
+        past = _rows_of(state.past, rows)
         if torch.equal(kept, torch.arange(images, device=kept.device)):
             return replace(state, past=past)
-        memory = [(k[kept], v[kept]) for k, v in state.memory]
-        return State(past, memory, None if state.mask is None else state.mask[kept])
+        mask = None if state.mask is None else state.mask[kept]
+        return State(past, _rows_of(state.memory, kept), mask)
 
     def cross_attention(self, memory: Memory, tokens: Tensor, layer: int = -1) -> Tensor:
         """tokens (B, T) of captions -> (B, heads, T, N) float32, rows that sum to 1: row t belongs
@@ -167,6 +167,12 @@ class Captioner(nn.Module, ABC):
         if not -count <= layer < count:
             raise UserError(f"layer {layer} does not exist: the decoder has layers 0 to "
                             f"{count - 1} (or -{count} to -1)")
+
+
+def _rows_of(layers: list[KeyValue], rows: Tensor) -> list[KeyValue]:
+    """``rows`` of each layer's keys and values. ``index_select`` copies a row as one block, which
+    is several times as fast as indexing."""
+    return [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in layers]
 
 
 # --- teacher forcing ----------------------------------------------------------------------------

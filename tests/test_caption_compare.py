@@ -170,6 +170,15 @@ def test_a_photo_that_cannot_be_read_is_left_out_for_all(tmp_path, files, photos
     assert len(read_csv(tmp_path / "o" / "compared.csv")) == 11
 
 
+def test_photos_none_of_which_can_be_read_are_an_error(tmp_path, files, photos, here):
+    folder = Path(shutil.copytree(photos, tmp_path / "photos"))
+    for path in folder.iterdir():
+        path.write_bytes(b"no photo")
+    status, out, lines = here(*words(files, folder, "a", "b"), "--output", tmp_path / "o")
+    assert status == 1 and out == "" and not (tmp_path / "o").exists()
+    assert "none of 12 images could be read" in lines[-1]
+
+
 def test_a_peft_file_over_the_courses_decoder_and_a_whole_captioner(
     tmp_path, files, photos, here, monkeypatch
 ):
@@ -197,7 +206,8 @@ def test_the_summary_says_the_difference():
         "captioners": [row, row | {"name": "b", "minus_first": gap}], "images": 1200}) == [
         "1,200 images", "a: CIDEr 0.500 (95 %: 0.400 to 0.600)",
         "b: CIDEr 0.500 (95 %: 0.400 to 0.600)",
-        "b - a: CIDEr -0.013 (95 %: -0.030 to +0.005), higher on 3 photos, lower on 4"]
+        "b - a: CIDEr -0.013 (95 %: -0.030 to +0.005), higher on 3 of 1,200 photos, "
+        "lower on 4"]
 
 
 # --- names of files -----------------------------------------------------------------------------
@@ -273,7 +283,7 @@ LONG = {"references": ["word " * 60, "x" * 200, *["short"] * 7], "captions": ["t
 def test_nothing_on_a_sheet_overlaps_and_rows_are_equally_high(drawn):
     cards = [card(0, 300, 200), card(1, 20, 3000), card(2, 3000, 1, **LONG), card(3, 64, 64),
              card(4, 300, 400, name="n" * 200 + ".jpg")]
-    texts, photos = drawn(cards, ["a/" + "very-long-name-" * 9 + "best", "日本 $x^2$ \udce9"])
+    texts, photos = drawn(cards, ["a/" + "very-long-name-" * 9 + "best", "é $x^2$ \udce9"])
     boxes = [place for _, place, _ in texts] + photos
     for number, one in enumerate(boxes):
         assert not any(overlap(one, other) for other in boxes[number + 1:])

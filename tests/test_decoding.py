@@ -9,6 +9,7 @@ import pytest
 import torch
 from makers_caption import END, biased, memory_of, random_gpt2, toy_captioner
 
+from inference.caption import write_captions
 from models.captioner import Memory, State
 from models.decoding import Search, beam_search, generate, sample
 
@@ -170,3 +171,19 @@ def test_images_of_one_batch_do_not_mix():
         forth = generate(captioner, memory, Search(beams=beams))
         assert forth == generate(captioner, back, Search(beams=beams))[::-1]
         assert forth == generate(captioner, memory, Search(beams=beams))
+
+
+def test_threads_that_share_the_images_write_what_one_writes():
+    captioner, memory = toy_captioner(), memory_of(37)
+    memory.mask = torch.rand(37, 5) < 0.7
+    memory.mask[:, 0] = True
+    captioner.tokenizer.decode = lambda ids: " ".join(map(str, ids))
+    threads, found = torch.get_num_threads(), {}
+    try:
+        for count in (1, 2, 3, 16):  # 16: more than there are parts of eight images
+            torch.set_num_threads(count)
+            found[count] = write_captions(captioner, memory, Search(beams=3))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found[1]) == 37 and all(texts == found[1] for texts in found.values())

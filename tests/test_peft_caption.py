@@ -96,18 +96,23 @@ def test_a_comparison_is_one_table_of_every_method(world):
         folder = world / "runs" / row["method"]
         tensors, metadata = read_tensors(folder / "best.safetensors")
         count = sum(tensor.numel() for tensor in tensors.values())
-        assert row["trained parameters"] == f"{count:,}" and metadata["kind"] == "peft"
+        assert int(row["trained parameters"]) == count and metadata["kind"] == "peft"
         result = json.loads((folder / "result.json").read_text())
         for search in ("greedy", "beam 3"):
             for metric in ("CIDEr", "CLIPScore"):
                 low, high = result[search]["intervals_95"][metric]
-                assert row[f"{metric}, {search} (95 %)"] == (
-                    f"{result[search]['metrics'][metric]:.3f} ({low:.3f} - {high:.3f})")
+                assert row[f"{metric}, {search}"] == f"{result[search]['metrics'][metric]:.4g}"
+                assert row[f"{metric}, {search}, 95 %"] == f"{low:.4g} - {high:.4g}"
         best = max(read_csv(folder / "history.csv"), key=lambda epoch: float(epoch["val_CIDEr"]))
         assert row["best epoch"] == best["epoch"] == str(metadata["metrics"]["epoch"])
         assert metadata["recipe"]["lr"] == (0.003 if row["method"] == "full" else 0.01)
         assert str(world.parent) not in json.dumps(metadata)  # no path of this machine
-    assert (world / "runs" / "compared.md").read_text().count("\n") == 7
+    text = (world / "runs" / "compared.md").read_text()
+    assert text.count("\n") == 9 and text.startswith('"Against the best" is') and all(
+        f"| {int(row['trained parameters']):,} |" in text for row in rows)
+    scores = [float(row["CIDEr, beam 3"]) for row in rows]
+    assert [float(row["against the best"]) for row in rows] == pytest.approx(
+        [score - max(scores) for score in scores], abs=1e-3)
     assert (world / "runs" / "curves.png").stat().st_size > 10000
     assert (world / "runs" / "most_different.png").stat().st_size > 10000
     assert len(list((world / "runs" / "features").iterdir())) == 3  # one encoding for all
@@ -128,6 +133,57 @@ def check_sheet(cards, names, title, path, runs) -> None:
         assert card.captions == [row["caption"] for row in rows] and len(card.references) == 3
         assert card.scores == [{metric: float(row[metric]) for metric in ("CIDEr", "CLIPScore")}
                                for row in rows]
+
+
+def test_each_method_is_trained_with_each_value_that_concerns_it(
+        world, photos, tmp_path, capsys):
+    words = compare_words(world, photos)
+    words[words.index("--out") + 1] = tmp_path / "runs"
+    words[words.index("--html") + 1] = tmp_path / "page.html"
+    result = here(capsys, *words, "--methods", "cross", "lora", "--vary", "rank=1,2", "--vary",
+                  "lr=0.01,0.003", "--epochs", "1", "--hold-out", "6")
+    assert result.returncode == 0, result.stderr
+    rows = read_csv(tmp_path / "runs" / "compared.csv")
+    assert [(row["method"], row["rank"], row["lr"]) for row in rows] == [
+        ("cross", "", "0.01"), ("cross", "", "0.003"), ("lora", "1", "0.01"),
+        ("lora", "1", "0.003"), ("lora", "2", "0.01"), ("lora", "2", "0.003")]
+    folders = ["cross_lr-0.01", "cross_lr-0.003", "lora_rank-1_lr-0.01", "lora_rank-1_lr-0.003",
+               "lora_rank-2_lr-0.01", "lora_rank-2_lr-0.003"]
+    for row, name in zip(rows, folders, strict=True):
+        tensors, metadata = read_tensors(tmp_path / "runs" / name / "best.safetensors")
+        assert metadata["recipe"]["lr"] == float(row["lr"])
+        assert metadata["method"] == {"name": row["method"], "cross_width": None,
+                                      "options": metadata["method"]["options"]}
+        assert metadata["method"]["options"].get("rank") == (int(row["rank"] or 0) or None)
+        assert int(row["trained parameters"]) == sum(map(torch.numel, tensors.values()))
+    assert len(list((tmp_path / "runs" / "features").iterdir())) == 3  # one encoding for all
+    text = (tmp_path / "page.html").read_text()
+    assert '"lora, rank 2, lr 0.003"' in text
+    assert (tmp_path / "runs" / "most_different.png").is_file()
+    result = here(capsys, *words, "--methods", "lora", "--vary", "rank=1,2", "--vary", "lr=0.003",
+                  "--epochs", "1", "--hold-out", "6")  # done already
+    assert result.returncode == 0 and "epoch 1 " not in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("words, status, message", [
+    (["rank"], 1, "write KEY=VALUE,VALUE"),
+    (["rank=2,x"], 2, "setting rank x: argument --rank"),
+    (["rank=2,0"], 2, "setting rank 0: argument --rank"),
+    (["ranks=2,4"], 1, "--vary ranks: only sizes and options of the recipe can be varied"),
+    (["images=a,b"], 1, "--vary images: only sizes and options of the recipe"),
+    (["rank=2,4", "--methods", "cross", "prefix"], 1,
+     "--vary rank: none of the methods cross, prefix has this size"),
+    (["cross-width=16,17"], 1, "cross-width 17 is no multiple"),
+    (["targets=attn.c_attn,nowhere", "--methods", "lora"], 1, "nowhere"),
+    (["rank=1", "--vary", "rank=2"], 1, "--vary gives rank twice"),
+])
+def test_wrong_settings_are_refused_before_any_training(
+        world, photos, tmp_path, capsys, words, status, message):
+    compared = compare_words(world, photos)
+    compared[compared.index("--out") + 1] = tmp_path / "runs"
+    result = here(capsys, *compared, "--vary", *words)
+    assert result.returncode == status and message in error_lines(result)[-1], result.stderr
+    assert not list((tmp_path / "runs").glob("*/*.safetensors"))
 
 
 def test_the_page_of_a_comparison_has_every_caption(world, photos):

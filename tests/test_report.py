@@ -192,6 +192,24 @@ def test_sweeps_and_comparisons_that_were_run_before(tmp_path, scripts_inside, c
         assert answer.figures[0].path.is_file()
 
 
+def test_a_comparison_of_numbers_is_shown_as_its_markdown_has_it(tmp_path):
+    write(tmp_path / "compared.csv",
+          'method,rank,trained parameters,"CIDEr, beam 3","CIDEr, beam 3, 95 %",against the best\n'
+          "lora,4,754176,0.4189,0.387 - 0.4521,-0.077\nfull,,3166848,0.4961,0.463 - 0.529,0\n")
+    write(tmp_path / "compared.md", "A note.\n\n| method | rank | trained parameters |\n"
+          "| --- | --- | --- |\n| lora | 4 | 754,176 |\n| full |  | 3,166,848 |\n")
+    given = inputs.Inputs.from_args(command.make_parser().parse_args(
+        [str(tmp_path / "out"), "--compared", str(tmp_path)]))
+    methods = next(section for section in SECTIONS if section.key == "peft-methods")
+    answer = methods.answer(given, tmp_path / "figures", [])
+    assert answer.result == "full: 0.496 (0.463 - 0.529)"
+    table, = answer.tables
+    assert (table.header, table.rows, table.best) == (
+        ["method", "rank", "trained parameters"],
+        [["lora", "4", "754,176"], ["full", "", "3,166,848"]], 1)
+    assert "above that of lora, rank 4" in answer.observations[0]
+
+
 def test_a_sweep_of_numbers_is_shown_in_per_cent(tmp_path):
     write(tmp_path / "sweep.csv",
           "lr,model,train accuracy,val accuracy,spread,95 % interval,against the best,epoch\n"
