@@ -419,6 +419,14 @@ def test_nothing_but_the_pages_own_script_runs(world, browser):
     context.close()
 
 
+def test_an_old_browser_is_named(world, browser):
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto((world / "words.html").as_uri())
+    assert page.inner_text("#reading") == "This page needs a browser from 2023 or later."
+    page.close()
+
+
 # --- how the data is kept -----------------------------------------------------------------------
 
 

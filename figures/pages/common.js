@@ -57,6 +57,10 @@ function fillLayers(select) {
 
 /** The small photos above; `show(record)` runs when another photo is chosen. */
 function photoRow(show) {
+  if (!("DecompressionStream" in window)) {
+    find("reading").textContent = "This page needs a browser from 2023 or later.";
+    return null;
+  }
   const buttons = page.entries.map((entry, number) => {
     const image = make("img", { src: entry.thumbnail, alt: entry.name });
     return make("button", { type: "button", title: entry.name, onclick: () => choose(number) }, image);
