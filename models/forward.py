@@ -42,8 +42,8 @@ class Forward:
             self.model.to(memory_format=torch.channels_last)
         if compute.precision == "bf16":
             self.model = held_in_bf16(self.model, compute.device)
-            if compute.device == "cpu" and not compute.compile and can_fuse():
-                fuse_linear(self.model)
+            if not compute.compile:
+                self._fuse()
         self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -57,6 +57,11 @@ class Forward:
                 if self._compiled is not None:
                     return self._compiled(padded)[:len(images)].float()
             return self.model(images).float()
+
+    def _fuse(self) -> None:
+        """What torch.compile does of itself."""
+        if (self.compute.device, self.compute.precision) == ("cpu", "bf16") and can_fuse():
+            fuse_linear(self.model)
 
     def _compile(self, images: Tensor) -> None:
         why_not = compile_obstacle(self.compute.device, os.environ.get("CXX"), shutil.which)
@@ -73,6 +78,7 @@ class Forward:
         if why_not:
             warn(f"--compile: {why_not}; the model runs without it")
             self.compute = replace(self.compute, compile=False)
+            self._fuse()
             return
         self._compiled, self.compile_seconds = compiled, time.perf_counter() - started
         warn(f"compiled the model in {self.compile_seconds:.0f} s")
