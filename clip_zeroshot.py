@@ -75,7 +75,6 @@ from inference.zeroshot import (
     unique,
     zero_shot_predictions,
 )
-from inference.zeroshot_page import write_zeroshot_page
 from metrics.retrieval import recall
 from training.options import add_clip_pairs_training, add_clip_words_training
 
@@ -122,6 +121,8 @@ def evaluate(args):
     targets = np.array([target_of[path] for path in readable])
     rows = template_accuracies(zero_shot, images, targets, groups)
     if args.html:
+        from inference.zeroshot_page import write_zeroshot_page
+
         write_zeroshot_page(args.html, zero_shot, readable, images, targets, groups, rows)
     table = accuracy_table(rows)
     if args.table:

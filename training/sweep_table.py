@@ -10,7 +10,6 @@ from statistics import fmean, stdev
 from utils import write_text
 
 from data.files import markdown_table, write_csv
-from figures import charts
 from metrics import accuracy
 from training.sweep_options import Setting
 
@@ -65,6 +64,8 @@ def write_sweep(done: Sequence[Done], seeds: int, out: Path) -> None:
         names, [[for_readers(name, row.get(name, "")) for name in names] for row in table]))
     curves = {row.setting.title: row.mean for row in done if row.mean}
     if curves:
+        from figures import charts  # the command predict would load matplotlib too
+
         charts.training_curves(curves, out / "curves.png")
 
 
