@@ -4,7 +4,8 @@ CLIP (Radford et al. 2021) maps images and texts into one space. A photo gets th
 put into a sentence (a template), is nearest. No photo of the classes is needed.
 
   python3 clip_zeroshot.py predict --images DIR --labels id2label.json --output pred.csv
-  python3 clip_zeroshot.py eval --images DIR --labels id2label.json --table templates.md
+  python3 clip_zeroshot.py eval --images DIR --labels id2label.json --table t.md --figures out/
+  python3 clip_zeroshot.py prompts --images DIR --labels id2label.json --candidates templates.txt
   python3 clip_zeroshot.py top5 --images DIR --sample 3 --labels id2label.json --output top5.png
   python3 clip_zeroshot.py retrieval --images DIR --captions val.json
 
@@ -41,7 +42,6 @@ from utils import (
     printable,
     run,
     warn,
-    write_text,
 )
 
 import numpy as np
@@ -50,28 +50,37 @@ from ckpt import registry
 from data.captions import captioned_images
 from data.compute import Compute
 from data.files import check_outputs, print_some, write_csv
-from data.labels import class_indices, labels_in_names, read_classes, read_labels
+from data.labels import labels_in_names, read_classes
 from data.photos import figure_file, image_paths, list_images, report_unreadable
+from data.tables import for_terminal, write_form
+from inference.answers import by_class, figure_files, write_answers
 from inference.clip import image_features, kept_image_features, open_clip, text_features
 from inference.options import (
     BATCH_SIZES,
+    add_compile_option,
     add_images_option,
     add_json_option,
     add_prediction_options,
+    add_prompt_options,
     add_run_options,
 )
 from inference.parser import Parser
-from inference.results import of_likeliest, of_retrieval, write_result
+from inference.prompts import choose_prompt
+from inference.results import of_likeliest, of_retrieval, of_templates, write_result
 from inference.zeroshot import (
     TEMPLATE,
     TEMPLATES,
     ZeroShot,
     accuracy_table,
     best_five,
+    best_of,
+    classifiers,
     panel,
+    provenance,
     read_templates,
     said,
     template_accuracies,
+    true_classes,
     unique,
     zero_shot_predictions,
 )
@@ -107,31 +116,36 @@ def evaluate(args):
     classes, groups = read_classes(args.labels), read_templates(args.template)
     check_recording(args)
     check_outputs({"--json": args.json, "--table": args.table, "--embeddings": args.embeddings,
-                   "--html": args.html},
+                   "--html": args.html, "--figures": figure_files(args.figures)},
                   {"--images": paths, "--labels": args.labels, "--truth": args.truth,
                    "--model": args.model, "--template": args.template})
-    targets = class_indices(read_labels(paths, args.truth, classes), classes,
-                            args.truth or args.images, args.labels, "correct it, or add it there")
+    class_of = true_classes(paths, args, classes)
     compute = Compute.from_args(args, BATCH_SIZES["clip"])
     clip = open_clip(args.model).to(compute.device)
     readable, images, unreadable = kept_image_features(clip, paths, compute, args.embeddings)
     report_unreadable(readable, unreadable)
-    target_of = dict(zip(paths, targets, strict=True))
     zero_shot = ZeroShot(clip, classes, unique(groups))
-    targets = np.array([target_of[path] for path in readable])
+    targets = np.array([class_of[path] for path in readable])
     rows = template_accuracies(zero_shot, images, targets, groups)
     if args.html:
         from inference.zeroshot_page import write_zeroshot_page
 
         write_zeroshot_page(args.html, zero_shot, readable, images, targets, groups, rows)
-    table = accuracy_table(rows)
-    if args.table:
-        write_text(args.table, table)
-        warn(f"wrote {args.table}")
-    result = {"rows": rows, **provenance(clip, classes, compute, args), "images": str(args.images),
+    for file in args.table or ():
+        write_form(file, *accuracy_table(rows))
+    best = best_of(rows)["template"]
+    templates = classifiers(groups)[best]
+    probabilities = zero_shot.probabilities(images, templates)
+    if args.figures:
+        write_answers(classes, readable, probabilities, targets, Path(args.figures),
+                      best if len(templates) > 1 else f"template {said(templates)}")
+    result = {"rows": rows, "best": {"template": best,
+                                     "per_class": by_class(classes, probabilities, targets)},
+              **provenance(clip, classes, compute, args), "images": str(args.images),
               "unreadable": len(unreadable)}
     record(args, result, ("rows", "precision"))
-    write_result(result, table.splitlines(), args.json)
+    write_result(result, [*for_terminal(*accuracy_table(rows, wide=False)),
+                          *of_templates(result)], args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
@@ -222,19 +236,12 @@ def record(args, result, keys):
         record_result(args.model, args.record, result, keys)
 
 
-def provenance(clip, classes, compute, args):
-    """What a result was computed with."""
-    return {"model": clip.name, "logit_scale": clip.logit_scale, "classes": len(classes),
-            "labels": str(args.labels), "device": compute.device, "precision": compute.precision}
-
-
-
-
 # --- command line -------------------------------------------------------------------------------
 
 COMMANDS = {
     "predict": (predict, "name a folder of photos: a CSV filename,label"),
     "eval": (evaluate, "accuracy of each template and of their ensembles"),
+    "prompts": (choose_prompt, "choose a template on one part of the photos, test it on the rest"),
     "top5": (top5, "a figure: each photo beside its five likeliest classes"),
     "retrieval": (retrieve, "recall@K between photos and their captions"),
     "words": (words, "training, first step: a new text tower learns what names mean"),
@@ -249,26 +256,29 @@ def make_parser():
     for name, (function, text) in COMMANDS.items():
         commands[name] = subparsers.add_parser(name, help=text, description=text)
         commands[name].set_defaults(run=function)
-    predicting, evaluating, drawing, retrieving = (
-        commands[name] for name in ("predict", "eval", "top5", "retrieval"))
+    predicting, evaluating, choosing, drawing, retrieving = (
+        commands[name] for name in ("predict", "eval", "prompts", "top5", "retrieval"))
     default = str(registry.default("clip"))
-    for command in (predicting, evaluating, drawing, retrieving):
+    for command in (predicting, evaluating, choosing, drawing, retrieving):
         add_run_options(command, None)
         command.add_argument("--model", "--checkpoint", default=default,
                              metavar="FILE|FOLDER|NAME",
                              help="a CLIP checkpoint, a folder that transformers wrote, or a name "
                                   "on the hub")
-    for command in (predicting, evaluating, drawing):
+    for command in (predicting, evaluating, choosing, drawing):
         command.add_argument("--labels", required=True, metavar="JSON",
                              help='the classes, label to name: {"0": "bicycle", …}')
+    for command in (predicting, evaluating, drawing):
         command.add_argument("--template", nargs="+", metavar="T",
                              default=list(TEMPLATES) if command is evaluating else [TEMPLATE],
                              help="texts with {object} or {}; sets (course, cifar); files")
     for command in (predicting, evaluating):
+        add_compile_option(command)
+    for command in (predicting, evaluating, choosing):
         add_images_option(command)
     retrieving.add_argument("--images", required=True, metavar="DIR",
                             help="folder of photos, without its subfolders")
-    for command in (predicting, evaluating, retrieving):
+    for command in (predicting, evaluating, choosing, retrieving):
         command.add_argument("--embeddings", metavar="FILE.npz",
                              help="keep the photos' features here, and use them again")
     for command in (evaluating, retrieving):
@@ -276,11 +286,18 @@ def make_parser():
                              help="write the result into the checkpoint, as measured on NAME")
         add_json_option(command, "--output")
     add_prediction_options(predicting, "CSV")
-    evaluating.add_argument("--truth", metavar="CSV",
-                            help="filename,label: the true labels (default: in the file names)")
+    for command in (evaluating, choosing):
+        command.add_argument("--truth", metavar="CSV",
+                             help="filename,label: the true labels (default: in the file names)")
+    add_prompt_options(choosing)
     evaluating.add_argument("--html", metavar="FILE",
                             help="also write a page with each photo and its answers")
-    evaluating.add_argument("--table", metavar="FILE", help="also write the table, as Markdown")
+    evaluating.add_argument("--table", nargs="+", metavar="FILE",
+                            help="also write the table: numbers into a .csv, Markdown into others")
+    evaluating.add_argument("--figures", metavar="DIR",
+                            help="write the confusion matrix, the most confident errors and the "
+                                 "accuracy of each class here, of the template or ensemble with "
+                                 "the highest accuracy")
     retrieving.add_argument("--captions", required=True, metavar="JSON",
                             help="the photos' captions, in COCO's format")
     drawing.add_argument("--images", nargs="+", default=[str(HERE / "samples" / "scenes")],

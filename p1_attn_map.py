@@ -231,8 +231,8 @@ def make_parser():
                         help="relevance for these labels or names instead of the predicted one")
     parser.add_argument("--npz", metavar="FILE", help="keep the maps and file names here")
     parser.add_argument("--html", metavar="FILE",
-                        help="also write a page that shows what any patch attends to, in every "
-                             "layer, rollout, and relevance for the likeliest classes")
+                        help="also write a page that shows what any patch attends to, with layers, "
+                             "heads, rollout, and relevance for the likeliest classes")
     parser.add_argument("--faithfulness", action="store_true",
                         help="instead of figures: deletion and insertion areas of every method")
     parser.add_argument("--boxes", metavar="JSON",

@@ -47,10 +47,12 @@ from ckpt import registry
 from data.compute import Compute
 from data.files import check_outputs, print_some, write_csv
 from data.labels import class_indices, read_labels
-from data.photos import list_images, load_image
+from data.photos import list_images
+from inference.answers import by_class, figure_files, write_answers
 from inference.options import (
     BATCH_SIZES,
     add_command,
+    add_compile_option,
     add_fine_tuned_options,
     add_images_option,
     add_json_option,
@@ -68,11 +70,8 @@ from training.teacher_options import complete_teacher_options
 
 HERE = Path(__file__).resolve().parent
 RECORDED = ("accuracy", "accuracy_95", "correct", "total", "loss", "precision")
-FIGURES = ("confusion.csv", "confusion.png", "errors.png")
-MOST_CLASSES = 60  # in the figure of the confusions
 COMPARED = ("only_first.png", "only_second.png", "compared.csv")
 MAPS = ("last", "rollout", "relevance")  # as p1_attn_map.py explains them
-ERRORS = 16  # photos in the figure of the most confident errors
 
 # --- predict ------------------------------------------------------------------------------------
 
@@ -81,14 +80,14 @@ def predict(args):
     """The most probable label of each photo: a CSV, and the first lines on stdout."""
     paths = list_images(args.images, args.limit)
     check_outputs({"--output": args.output}, {"--images": paths, **model_files(args)})
-    from inference.classify import load_classifiers, probability_work  # these import torch
+    from inference.classify import Probabilities, load_classifiers  # these import torch
     from inference.predictions import label_rows, predictions
 
     compute = Compute.from_args(args, BATCH_SIZES["classifier"])
     classifiers = load_classifiers(args.checkpoint, args.weights, args.ema_weights, args.names)
     first = classifiers[0]
-    transform, probabilities = probability_work(classifiers, compute)
-    with predictions(args, paths, transform,
+    probabilities = Probabilities(classifiers, compute)
+    with predictions(args, paths, probabilities.transform,
                      lambda images: label_rows(probabilities(images).mean(1), first.classes),
                      compute, "classify") as done:
         write_csv(args.output, ["filename", "label"],
@@ -104,12 +103,11 @@ def predict(args):
 def evaluate(args):
     """Loss, accuracy and confusions on labelled photos, and figures where they are asked."""
     paths = list_images(args.images, args.limit)
-    figures = [Path(args.figures) / name for name in FIGURES] if args.figures else None
-    check_outputs({"--json": args.json, "--figures": figures},
+    check_outputs({"--json": args.json, "--figures": figure_files(args.figures)},
                   {"--images": paths, "--labels": args.labels, **model_files(args)})
     if args.record and len(args.checkpoint) > 1:
         raise UserError("--record takes one checkpoint, not an ensemble; give one --checkpoint")
-    from inference.classify import classify_with_each, load_classifiers  # these import torch
+    from inference.classify import Probabilities, classify_with_each, load_classifiers
     from models.checkpoint import check_recordable, record_result
 
     if args.record:
@@ -119,15 +117,19 @@ def evaluate(args):
     known = {label: classifiers[0].name_of(label) for label in classifiers[0].classes}
     indices = class_indices(read_labels(paths, args.labels, known), known,
                             args.labels or args.images)
-    readable, each, unreadable = classify_with_each(classifiers, paths, compute)
+    work = Probabilities(classifiers, compute)
+    readable, each, unreadable = classify_with_each(work, paths, compute)
     probabilities = each.mean(0)
     index_of = dict(zip(paths, indices, strict=True))
     targets = np.array([index_of[path] for path in readable])
-    result = scores(classifiers[0], probabilities, targets) | {
+    names = shown_names(classifiers[0])
+    result = accuracy.summarize(probabilities, targets) | {
+        "per_class": by_class(names, probabilities, targets),
         "checkpoints": [str(source) for source in args.checkpoint],
         **({"weights": args.weights, "ema_weights": args.ema_weights} if args.weights else {}),
         "image_sizes": [classifier.preprocessing["size"] for classifier in classifiers],
         "images": str(args.images), "device": compute.device, "precision": compute.precision,
+        **({"compile_s": round(work.compile_seconds, 1)} if args.compile else {}),
         "unreadable": len(unreadable)}
     if len(classifiers) > 1:
         sources = args.weights or args.checkpoint
@@ -138,7 +140,7 @@ def evaluate(args):
     if args.record:
         record_result(args.checkpoint[0], args.record, result, RECORDED)
     if args.figures:
-        draw(classifiers[0], readable, probabilities, targets, Path(args.figures))
+        write_answers(names, readable, probabilities, targets, Path(args.figures))
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
@@ -147,56 +149,9 @@ def model_files(args) -> dict:
     return {"--checkpoint": args.checkpoint, "--weights": args.weights, "--names": args.names}
 
 
-def shown_names(classifier) -> list[str]:
-    """The readable name of each class, as figures and tables have it."""
-    return [classifier.name_of(label).replace("_", " ") for label in classifier.classes]
-
-
-def scores(classifier, probabilities: np.ndarray, targets: np.ndarray) -> dict:
-    """What ``accuracy.summarize`` says of probabilities (N, classes) and class indices (N,), and
-    the count of correct photos by class."""
-    names = shown_names(classifier)
-    totals = np.bincount(targets, minlength=len(names))
-    correct = np.bincount(targets[probabilities.argmax(1) == targets], minlength=len(names))
-    return accuracy.summarize(probabilities, targets) | {"per_class": {
-        classifier.classes[i]: {"name": names[i], "correct": int(correct[i]),
-                                "total": int(totals[i])} for i in np.flatnonzero(totals)}}
-
-
-def draw(classifier, paths, probabilities: np.ndarray, targets: np.ndarray, folder: Path) -> None:
-    """Write the confusions as a table and, of the classes most often confused, as a figure; and a
-    gallery of the most confident errors."""
-    from figures import charts  # matplotlib, which predict does not need, is slow to import
-
-    names, labels, predicted = shown_names(classifier), classifier.classes, probabilities.argmax(1)
-    confused = accuracy.confusions(targets, predicted)
-    write_csv(folder / "confusion.csv", ["true", "predicted", "count", "true name",
-                                         "predicted name"],
-              [[labels[true], labels[guess], count, names[true], names[guess]]
-               for true, guess, count in confused.tolist()])
-    shown = accuracy.classes_to_show(confused, MOST_CLASSES)
-    heading = f"Confusion: {(predicted == targets).sum()} of {len(targets)} right"
-    occurring = len(np.unique(confused[:, :2]))
-    if len(shown) < occurring:
-        about = f"{len(shown)} of {occurring} classes, those most often confused"
-        warn(f"confusion.png shows {about}; confusion.csv has all")
-        heading += f"\n{about}"
-    charts.confusion(accuracy.confusion_matrix(confused, shown), [names[i] for i in shown], heading,
-                     folder / "confusion.png")
-    wrong = accuracy.confident_errors(probabilities, targets)[:ERRORS]
-    titles = [f"{names[targets[i]]}\ntaken for {names[predicted[i]]} ({probabilities[i].max():.0%})"
-              for i in wrong]
-    charts.gallery([small_photo(paths[i]) for i in wrong], titles, "Most confident errors",
-                   folder / "errors.png")
-    warn(f"wrote confusion.png and errors.png into {folder}")
-
-
-def small_photo(path):
-    """The photo with a longer side of 480 pixels."""
-    from figures import maps
-
-    photo = load_image(path, (480, 480))
-    return maps.for_display(photo, (0, 0, *photo.size))[0]
+def shown_names(classifier) -> dict[str, str]:
+    """The readable name of each label, as figures and tables have it."""
+    return {label: classifier.name_of(label).replace("_", " ") for label in classifier.classes}
 
 
 # --- compare ------------------------------------------------------------------------------------
@@ -255,6 +210,7 @@ def make_parser():
                              "loss and accuracy on labelled photos")
     for command in (predicting, evaluating):
         add_run_options(command, None)
+        add_compile_option(command)
         add_images_option(command, HERE / "samples")
         command.add_argument("--checkpoint", nargs="+", metavar="FILE",
                              default=list(map(str, registry.members("p1"))),
@@ -267,7 +223,8 @@ def make_parser():
     evaluating.add_argument("--labels", metavar="CSV",
                             help="filename,label (default: the labels in the file names)")
     evaluating.add_argument("--figures", metavar="DIR",
-                            help="write the confusion matrix and the most confident errors here")
+                            help="write the confusion matrix, the most confident errors and the "
+                                 "accuracy of each class here")
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
     add_json_option(evaluating, "--output")

@@ -4,6 +4,8 @@ The captioner is a vision transformer whose patch features a small GPT-2 reads b
 
   python3 p2_caption.py predict --images DIR --output captions.json
   python3 p2_caption.py eval --images DIR --captions val.json --bootstrap 1000
+  python3 p2_caption.py eval --images DIR --captions val.json --vary beam=1,3,5 --out runs/beams
+  python3 p2_caption.py compare A.safetensors B.safetensors --images DIR --captions val.json
   python3 p2_caption.py score --predictions out.json --captions val.json --per-image scores.csv
   python3 p2_caption.py pretrain --captions FILE … --out runs/language --pretrained
   python3 p2_caption.py train --images DIR --captions train.json --out runs/mine \\
@@ -50,7 +52,9 @@ from data.files import check_outputs
 from data.folders import spread
 from inference.options import (
     BATCH_SIZES,
+    add_caption_comparison,
     add_captioner_options,
+    add_clip_prefix_option,
     add_command,
     add_images_option,
     add_json_option,
@@ -58,12 +62,13 @@ from inference.options import (
     add_run_options,
     add_scoring_options,
     add_search_options,
+    add_vary_options,
     complete_captioner_options,
 )
 from inference.parser import Parser
 from inference.results import of_captions, write_result
+from inference.search_table import compare_searches
 from metrics.captions import describe
-from metrics.clipscore import PREFIX
 from training.options import add_caption_training, add_language_training
 
 SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
@@ -96,8 +101,11 @@ def predict(args):
 
 
 def evaluate(args):
-    """Print the scores of a captioner on photos with references."""
+    """Print the scores of a captioner on photos with references; with --vary, of several searches.
+    """
     complete_captioner_options(args)
+    if args.vary or args.out:
+        return compare_searches(args)
     images = captioned_images(args.images, args.captions, args.limit)
     if args.record and args.model:
         raise UserError("--record writes into a checkpoint of this project; make one with convert")
@@ -124,6 +132,13 @@ def evaluate(args):
         record_scores(args.checkpoint, args.record, result)
     write_result(result, of_captions(result), args.json)
     return EXIT_SOME_UNREADABLE if result["unreadable"] else 0
+
+
+def compare(args):
+    """Captioners on the same photos: their difference, and the photos on which they differ most."""
+    from inference.caption_compare import compare_captioners
+
+    return compare_captioners(args)
 
 
 def score(args):
@@ -226,6 +241,9 @@ def make_parser():
     evaluating.add_argument("--record", metavar="NAME",
                             help="write the result into the checkpoint, as measured on NAME")
 
+    add_vary_options(evaluating)
+    add_caption_comparison(add_command(commands, "compare", compare,
+                                       "captioners on the same photos: which is better, and where"))
     scoring = add_command(commands, "score", score, "the scores of any prediction file")
     scoring.add_argument("--predictions", required=True, metavar="JSON",
                          help='{"<image name>": "caption", …}')
@@ -239,10 +257,7 @@ def make_parser():
         command.add_argument("--per-image", metavar="CSV",
                              help="also write each image's scores into this file")
         add_scoring_options(command)
-        command.add_argument("--clip-prefix", nargs="?", const=PREFIX, metavar="TEXT",
-                             help="put TEXT before each caption for CLIPScore; without TEXT, "
-                                  f'"{PREFIX}", as in its paper (default: nothing, as in the '
-                                  "course's evaluator)")
+        add_clip_prefix_option(command)
         add_json_option(command, "--output")
 
     add_language_training(add_command(commands, "pretrain", pretrain,

@@ -4,7 +4,7 @@
   python3 peft_caption.py eval --checkpoint runs/mine/best.safetensors --images DIR \\
       --captions val.json --bootstrap 1000
   python3 peft_caption.py compare --images DIR --captions train.json --eval-images DIR \\
-      --eval-captions val.json --out runs/compared
+      --eval-captions val.json --show 12 --out runs/compared
   python3 peft_caption.py predict --images DIR --output captions.json
   python3 peft_caption.py params runs/mine/best.safetensors
   python3 peft_caption.py params --sizes     the table for GPT-2 small with a ViT-L, in seconds
@@ -52,6 +52,7 @@ from inference.options import (
     add_run_options,
     add_scoring_options,
     add_search_options,
+    add_show_option,
     complete_captioner_options,
 )
 from inference.parser import Parser
@@ -168,12 +169,16 @@ def make_parser():
                            metavar="METHOD", help="any of " + " ".join(PEFT_LR))
     comparing.add_argument("--lr-of", type=rate, nargs="+", default=[], metavar="METHOD=RATE",
                            help="highest learning rates that differ from --lr")
+    comparing.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2",
+                           help="a size or an option of the recipe, and its values: each method "
+                                "that has it is trained with each; several --vary form a product")
     comparing.add_argument("--eval-images", required=True, metavar="DIR",
                            help="photos that the table is about; nothing is chosen by them")
     comparing.add_argument("--eval-captions", required=True, metavar="JSON",
                            help="their references, in COCO's format")
     comparing.add_argument("--html", metavar="FILE",
                            help="also write a page with each photo and its captions")
+    add_show_option(comparing, "methods")
     add_scoring_options(comparing, RESAMPLES)
 
     predicting = add_command(commands, "predict", predict,

@@ -1,14 +1,25 @@
-"""From photos to the CSV: the usual script against this project's, in one run; prints one JSON.
+"""Classification: the usual script against this project's, interleaved in one run; prints one JSON.
 
-    python3 benchmarks/classify.py --images DIR [--checkpoint FILE | --model vit_base_patch16_224]
+    python3 benchmarks/classify.py --runs 5 [--images DIR] [--photos 128]
+        [--checkpoint FILE | --model vit_base_patch16_224] [--device cuda]
 
-The usual script: PIL, timm's own transform, DataLoader with a worker process for each core, all
-threads, inference_mode, batch 32, eager; in float32, and the same in bfloat16 (autocast). Each side
-runs in a process of its own, and the best of --repeats counts. Time is measured from the first file
-to the written CSV, after the model is loaded. Peak memory is that of the process, with its largest
-worker where it has any. "equal_labels" is the share of photos that get the label of the float32
-run. "of_best_matmul" is the rate of the model alone (FLOPs of its matrix products) as a share of
-the fastest matrix product measured on this machine.
+usual_fp32  PIL, timm's own transform, a DataLoader with a worker process for each core, batches of
+            32, eager mode under inference_mode
+usual_bf16  the same under autocast to bfloat16
+ours        what ``p1_vit_classify.py predict`` does, with the defaults of this machine
+compiled    the same with --compile
+
+Each side is a process of its own, which loads its model once and then measures when it is told to:
+the sides take turns, so all see the machine equally busy, and every figure is the median of --runs.
+"end_to_end" is images/s from the list of files to the written CSV. "alone" is the model on photos
+that are in memory already. "share" is the rate of a model's multiplications (FLOPs of its matrix
+products, attention included, in images/s) as a share of the fastest matrix product of this machine
+in the precision of ``ours``. "first_run" is end to end in a process that has computed nothing yet;
+for "compiled" the compilation is left out of it and stands in "compile_s". "equal_labels" is the
+share of photos that get the label of usual_fp32. "our_decoding" reads the photos and nothing else.
+Peak memory is that of the process and of its largest worker where it has any.
+
+The folder's photos are linked under new names until there are --photos of them.
 """
 
 from __future__ import annotations
@@ -19,14 +30,18 @@ import csv
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+MODELS = ("usual_fp32", "usual_bf16", "ours", "compiled")
+IN_MEMORY = 32  # photos on which a model is measured alone
 
 
 def build(options):
@@ -39,173 +54,260 @@ def build(options):
         return load_classifier(options.checkpoint)
     torch.manual_seed(0)
     classifier = build_classifier(options.model, [str(label) for label in range(37)])
-    torch.nn.init.normal_(classifier.model.head.weight, std=0.5)  # timm's zeros: all would tie
+    torch.nn.init.normal_(classifier.model.get_classifier().weight, std=0.5)  # zeros would tie
     return classifier
 
 
-def usual(options, output):
-    """Seconds of the usual script."""
-    import timm.data
+# --- the sides ----------------------------------------------------------------------------------
+
+
+class Usual:
+    """The script that people write."""
+
+    def __init__(self, options):
+        import timm.data
+
+        self.options, self.classifier = options, build(options)
+        self.model = self.classifier.model.eval().to(options.device)
+        fields = self.classifier.preprocessing
+        self.transform = timm.data.create_transform(
+            (3, *fields["size"]), interpolation=fields["interpolation"], mean=fields["mean"],
+            std=fields["std"], crop_pct=fields["crop_pct"])
+
+    def labels_of(self, batches):
+        """Class indices of each of ``batches``, which are on the CPU."""
+        import torch
+
+        with torch.inference_mode(), torch.autocast(
+                self.options.device, torch.bfloat16, self.options.side == "usual_bf16"):
+            for images in batches:
+                yield self.model(images.to(self.options.device)).argmax(1).tolist()
+
+    def run(self, output):
+        """Label the folder."""
+        import torch
+
+        paths = sorted(Path(self.options.images).iterdir())
+        loader = torch.utils.data.DataLoader(
+            Photos(paths, self.transform), batch_size=32,
+            num_workers=len(os.sched_getaffinity(0)))
+        labels = [label for batch in self.labels_of(loader) for label in batch]
+        with open(output, "w", newline="") as file:
+            csv.writer(file).writerows([("filename", "label"), *(
+                (path.name, self.classifier.classes[label])
+                for path, label in zip(paths, labels, strict=True))])
+
+    def alone(self, images):
+        list(self.labels_of(images.split(32)))
+
+
+class Photos:
+    """The dataset of the usual script."""
+
+    def __init__(self, paths, transform):
+        self.paths, self.transform = paths, transform
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        from PIL import Image
+
+        return self.transform(Image.open(self.paths[index]).convert("RGB"))
+
+
+class Ours:
+    """What ``p1_vit_classify.py predict`` does once its model is loaded."""
+
+    def __init__(self, options):
+        from data.compute import Compute, resolve_precision
+        from inference.classify import Probabilities
+        from inference.options import BATCH_SIZES
+
+        self.options, self.classifier = options, build(options)
+        self.compute = Compute(options.device, resolve_precision("auto", options.device),
+                               BATCH_SIZES["classifier"][options.device],
+                               compile=options.side == "compiled")
+        self.work = Probabilities([self.classifier], self.compute)
+
+    def run(self, output):
+        from data.files import write_csv
+        from data.photos import list_images
+        from inference.classify import classify_with_each
+
+        paths = list_images(self.options.images)
+        readable, (probabilities,), _ = classify_with_each(self.work, paths, self.compute)
+        write_csv(output, ["filename", "label"], [
+            [path.name, self.classifier.classes[label]]
+            for path, label in zip(readable, probabilities.argmax(1), strict=True)])
+
+    def alone(self, images):
+        for batch in images.split(self.compute.batch_size):
+            self.work([batch.to(self.options.device)])
+
+
+class Machine:
+    """What bounds the others: this machine's matrix products, and our reading of photos."""
+
+    def __init__(self, options):
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        from data.compute import resolve_precision
+
+        self.options, self.classifier = options, build(options)
+        precision = resolve_precision("auto", options.device)
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.classifier.model.eval()(torch.ones(1, 3, *self.classifier.preprocessing["size"]))
+        self.flops = counter.get_total_flops()
+
+    def run(self, output):
+        """Read the photos."""
+        from data.batches import read_batches
+        from data.photos import list_images
+
+        paths = list_images(self.options.images)
+        for _ in read_batches(paths, self.classifier.transform, 32, lambda path, reason: None):
+            pass
+
+    def photos_per_s(self):
+        """Images/s of a model that multiplies as fast as the fastest matrix product."""
+        import torch
+
+        best = 0.0
+        for side in (1024, 2048, 4096) if self.options.device == "cpu" else (4096, 8192):
+            left, right = torch.randn(2, side, side, device=self.options.device).to(self.dtype)
+            for _ in range(4):
+                started = time.perf_counter()
+                (left @ right)[0, 0].item()  # waits for the result
+                best = max(best, 2 * side**3 / (time.perf_counter() - started))
+        return best / self.flops
+
+
+SIDES = {"usual_fp32": Usual, "usual_bf16": Usual, "ours": Ours, "compiled": Ours,
+         "machine": Machine}
+
+# --- in the process of a side -------------------------------------------------------------------
+
+
+def serve(options):
+    """Build the side, then measure it once for each line on stdin; answer each with a line."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print stays out of the answers
+    side = SIDES[options.side](options)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in sys.stdin:
+            with contextlib.redirect_stdout(sys.stderr):
+                answer = measure(side, Path(folder) / "out.csv")
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+def measure(side, output):
     import torch
-    from PIL import Image
 
-    class Photos(torch.utils.data.Dataset):
-        def __init__(self, paths, transform):
-            self.paths, self.transform = paths, transform
-
-        def __len__(self):
-            return len(self.paths)
-
-        def __getitem__(self, index):
-            return self.transform(Image.open(self.paths[index]).convert("RGB")), index
-
-    classifier = build(options)
-    fields = classifier.preprocessing
-    transform = timm.data.create_transform(
-        (3, *fields["size"]), interpolation=fields["interpolation"], mean=fields["mean"],
-        std=fields["std"], crop_pct=fields["crop_pct"])
-    model = classifier.model.eval()
     started = time.perf_counter()
-    paths = sorted(Path(options.images).iterdir())
-    loader = torch.utils.data.DataLoader(
-        Photos(paths, transform), batch_size=32, num_workers=os.cpu_count())
-    rows = []
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, options.side == "bf16"):
-        for images, indices in loader:
-            labels = model(images).argmax(1).tolist()
-            rows += [(paths[i].name, classifier.classes[label])
-                     for i, label in zip(indices.tolist(), labels, strict=True)]
-    with open(output, "w", newline="") as file:
-        csv.writer(file).writerows([("filename", "label"), *rows])
-    return time.perf_counter() - started
-
-
-def ours(options, output):
-    """Seconds of what ``p1_vit_classify.py predict`` does once its model is loaded."""
-    from data.compute import Compute, resolve_precision
-    from data.files import write_csv
-    from data.photos import list_images
-    from inference.classify import classify_with_each
-    from inference.options import BATCH_SIZES
-
-    classifier = build(options)
-    compute = Compute("cpu", resolve_precision("auto", "cpu"), BATCH_SIZES["classifier"]["cpu"])
+    side.run(output)
+    seconds = time.perf_counter() - started
+    answer = {"photos_per_s": side.options.photos / seconds}
+    if isinstance(side, Machine):
+        return answer | {"alone": side.photos_per_s()}
+    size = side.classifier.preprocessing["size"]
+    images = torch.randn(IN_MEMORY, *size, 3).permute(0, 3, 1, 2)  # laid out as ours reads photos
     started = time.perf_counter()
-    paths = list_images(options.images)
-    readable, (probabilities,), _ = classify_with_each([classifier], paths, compute)
-    write_csv(output, ["filename", "label"], [
-        [path.name, classifier.classes[label]]
-        for path, label in zip(readable, probabilities.argmax(1), strict=True)])
-    return time.perf_counter() - started
-
-
-def decode_only(options, output):
-    """How fast our threads read the photos when no model competes for the cores."""
-    from data.batches import read_batches
-    from data.photos import list_images
-
-    transform = build(options).transform
-    paths = list_images(options.images)
-    started = time.perf_counter()
-    for _ in read_batches(paths, transform, 32, lambda path, reason: None):
-        pass
-    return time.perf_counter() - started
-
-
-def model_only(options, output):
-    """Seconds of the model alone for as many photos as there are files, its rate, and the rate of
-    the machine's fastest matrix product."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from data.compute import autocast, resolve_precision
-
-    classifier = build(options)
-    precision = resolve_precision("auto", "cpu")
-    images = torch.randn(8, 3, *classifier.preprocessing["size"])
-    with FlopCounterMode(display=False) as counter:
-        classifier.model(images)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    best_rate = 0.0
-    for side in (1024, 2048, 4096):
-        left, right = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-        for _ in range(6):
-            started = time.perf_counter()
-            left @ right
-            best_rate = max(best_rate, 2 * side**3 / (time.perf_counter() - started))
-    seconds = []
-    with torch.inference_mode(), autocast("cpu", precision):
-        for _ in range(24):
-            started = time.perf_counter()
-            classifier.model(images)
-            seconds.append(time.perf_counter() - started)
-    photos = len(list(Path(options.images).iterdir()))
-    rate = counter.get_total_flops() / min(seconds)
-    return {"seconds": min(seconds) / 8 * photos, "tflops": rate / 1e12,
-            "best_matmul_tflops": best_rate / 1e12, "of_best_matmul": rate / best_rate}
-
-
-SIDES = {"fp32": usual, "bf16": usual, "ours": ours, "decode": decode_only, "model": model_only}
-
-
-def measure(options):
-    """In this process: run one side, print what it took as the last line of stdout."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        output = Path(folder) / "out.csv"
-        result = SIDES[options.side](options, output)
-        labels = {}
-        if output.exists():
-            with open(output, newline="") as file:
-                labels = dict(list(csv.reader(file))[1:])
+    side.alone(images)
+    answer["alone"] = IN_MEMORY / (time.perf_counter() - started)
+    if side.options.side == "compiled":
+        answer["compile_s"] = side.work.compile_seconds
+        answer["first_run"] = side.options.photos / (seconds - side.work.compile_seconds)
+    with open(output, newline="") as file:
+        answer["labels"] = dict(list(csv.reader(file))[1:])
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if options.side in ("fp32", "bf16"):  # the largest worker too; both share torch's libraries
+    if isinstance(side, Usual):  # the largest worker too; both share torch's libraries
         kilobytes += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(json.dumps({"result": result, "labels": labels, "megabytes": kilobytes / 1024}))
+    return answer | {"megabytes": kilobytes / 1024}
 
 
-def measure_apart(side):
-    """One side in a process of its own."""
-    words = [sys.executable, *sys.argv, "--side", side]
-    process = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(process.stdout.splitlines()[-1])
+# --- in the main process ------------------------------------------------------------------------
+
+
+def ask(processes, side):
+    """One measurement of a side, whose process starts with the first one."""
+    if side not in processes:
+        processes[side] = subprocess.Popen([sys.executable, *sys.argv, "--side", side], text=True,
+                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    print(file=processes[side].stdin, flush=True)
+    answer = processes[side].stdout.readline()
+    if not answer:
+        sys.exit(f"{side} has failed")
+    return json.loads(answer)
+
+
+def link_photos(folder, source, count):
+    """Fill ``folder`` with ``count`` links to the photos in ``source``."""
+    photos = [path for path in sorted(Path(source).resolve().iterdir())
+              if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
+    for number, path in enumerate(islice(cycle(photos), count)):
+        (Path(folder) / f"{number:06}{path.suffix}").symlink_to(path)
+
+
+def report(options, first, answers):
+    """The JSON of all ``answers``, {side: those of its runs}, the first one apart in ``first``."""
+    def median(side, key):
+        return statistics.median(answer[key] for answer in answers[side])
+
+    best = median("machine", "alone")
+    rates = {side: median(side, "photos_per_s") for side in MODELS}
+    alone = {side: median(side, "alone") for side in MODELS}
+    labels = {side: answers[side][-1]["labels"] for side in MODELS}
+
+    def rounded(values, digits=1):
+        return {key: round(value, digits) for key, value in values.items()}
+
+    return {
+        "photos": options.photos, "runs": options.runs, "device": options.device,
+        "model": options.model or str(options.checkpoint),
+        "end_to_end": rounded(rates), "alone": rounded(alone),
+        "our_decoding": round(median("machine", "photos_per_s"), 1),
+        "best_matrix_product": round(best, 1),
+        "share": {"alone": rounded({side: rate / best for side, rate in alone.items()}, 3),
+                  "end_to_end": rounded({side: rate / best for side, rate in rates.items()}, 3)},
+        "ours_over": rounded({side: rates["ours"] / rates[side] for side in MODELS[:2]}, 2),
+        "compiled_over": rounded({side: rates["compiled"] / rates[side] for side in MODELS[:3]}, 2),
+        "first_run": rounded({side: first[side].get("first_run", first[side]["photos_per_s"])
+                              for side in MODELS}),
+        "compile_s": round(first["compiled"]["compile_s"], 1),
+        "equal_labels": rounded({side: statistics.mean(
+            labels[side].get(name) == label for name, label in labels["usual_fp32"].items())
+            for side in MODELS[1:]}, 4),
+        "peak_memory_mb": rounded({side: answers[side][-1]["megabytes"] for side in MODELS}, 0),
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", required=True)
+    parser.add_argument("--images", default=ROOT / "samples", help="default: the samples")
+    parser.add_argument("--photos", type=int, default=128)
     parser.add_argument("--checkpoint", default=ROOT / "ckpt" / "pets_vit_tiny.safetensors")
     parser.add_argument("--model", help="a timm name with random weights instead of a checkpoint")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        return measure(options)
-    photos = len(list(Path(options.images).iterdir()))
-    best, labels, memory = {}, {}, {}
-    for _ in range(options.repeats):  # in turn, so that all run while the machine is equally busy
-        for side in SIDES:
-            row = measure_apart(side)
-            labels[side], memory[side] = row["labels"], row["megabytes"]
-            key = (lambda r: r["seconds"]) if side == "model" else float
-            best[side] = min(best.get(side, row["result"]), row["result"], key=key)
-    speed = {side: round(photos / best[side], 1) for side in SIDES if side != "model"}
-    alone = best["model"]
-    print(json.dumps({
-        "photos": photos, "model": options.model or str(options.checkpoint),
-        "images_per_s": {"usual_fp32": speed["fp32"], "usual_bf16": speed["bf16"],
-                         "ours": speed["ours"], "our_decoding_alone": speed["decode"],
-                         "model_alone": round(photos / alone["seconds"], 1)},
-        "ours_over_usual_fp32": round(best["fp32"] / best["ours"], 2),
-        "ours_over_usual_bf16": round(best["bf16"] / best["ours"], 2),
-        "peak_memory_mb": {side: round(memory[side]) for side in ("fp32", "bf16", "ours")},
-        "equal_labels": {side: sum(labels[side].get(name) == label for name, label
-                                   in labels["fp32"].items()) / len(labels["fp32"])
-                         for side in ("bf16", "ours")},
-        "model_tflops": round(alone["tflops"], 3),
-        "best_matmul_tflops": round(alone["best_matmul_tflops"], 3),
-        "of_best_matmul": round(alone["of_best_matmul"], 3),
-    }, indent=2))
+        return serve(options)
+    processes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        link_photos(folder, options.images, options.photos)
+        sys.argv += ["--images", folder]
+        first = {side: ask(processes, side) for side in SIDES}
+        rounds = [{side: ask(processes, side) for side in SIDES} for _ in range(options.runs)]
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    print(json.dumps(report(options, first, {side: [answers[side] for answers in rounds]
+                                             for side in SIDES}), indent=2))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from utils import progress
 import numpy as np
 from PIL import Image
 
-from data.compute import Compute
+from data.compute import Compute, to_device
 from data.photos import load_image
 from data.processes import Team, cores, team
 from data.transform import Annotated, Transform, Transforms
@@ -57,7 +57,7 @@ def normalized_batches(
     with progress(len(paths), title, "img") as bar:
         for names, pixels in read_batches(paths, transform, compute.batch_size,
                                           lambda path, why: unreadable.append((path, why))):
-            yield names, transform.normalize(torch.from_numpy(pixels).to(compute.device))
+            yield names, transform.normalize(to_device(torch.from_numpy(pixels), compute.device))
             bar.update(len(names))
 
 

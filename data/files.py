@@ -110,6 +110,31 @@ def file_stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+# --- several files ------------------------------------------------------------------------------
+
+
+def refuse_equal_files(paths: Sequence[str | Path]) -> None:
+    """UserError where two of ``paths`` are one file, by the same name or through a link."""
+    seen: dict[object, str | Path] = {}
+    for path in paths:
+        for identity in identities(Path(path)):
+            if identity in seen:
+                raise UserError(f"{seen[identity]} and {path} are one file; compare files that "
+                                "differ")
+            seen[identity] = path
+
+
+def short_names(paths: Sequence[str | Path]) -> list[str]:
+    """What figures and tables call several files: their names without extension, after as many
+    folders as tell them apart; the whole paths where these alone do so."""
+    parts = [Path(path).with_suffix("").parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
 # --- text and tables ----------------------------------------------------------------------------
 
 

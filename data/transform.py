@@ -12,6 +12,7 @@ from utils import UserError
 import numpy as np
 from PIL import Image
 
+from data.compute import to_device
 from data.photos import load_image
 
 
@@ -109,14 +110,15 @@ class Transform:
 
         mean, std = (torch.tensor(values[:batch.shape[-1]], device=batch.device).view(-1, 1, 1)
                      for values in ((*self.mean, 0.0), (*self.std, 1.0)))
-        return (batch.permute(0, 3, 1, 2) / 255.0 - mean) / std
+        pixels = batch.permute(0, 3, 1, 2).to(torch.float32)
+        return pixels.div_(255.0).sub_(mean).div_(std)  # in place: new memory costs more than this
 
     def tensor(self, images: Sequence[np.ndarray], device: str):
         """Photos as ``__call__`` leaves them -> what the model takes: (B, channels, height, width)
         float32 on ``device``."""
         import torch
 
-        return self.normalize(torch.from_numpy(self.batch(images)).to(device))
+        return self.normalize(to_device(torch.from_numpy(self.batch(images)), device))
 
     def load(self, path: str | Path) -> np.ndarray:
         """The file's pixels as the model takes them. Raises ValueError as ``load_image`` does."""

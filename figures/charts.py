@@ -44,16 +44,26 @@ def training_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
                           alpha=0.5 if part == "train" else 1)
     for axes, quantity in ((left, "loss"), (right, "accuracy")):
         axes.set(xlabel="epoch", title=f"{quantity.capitalize()} (dashed: training)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if all(len(history) == 1 for history in histories.values()):
-            axes.set(xlim=(0, 2), xticks=[1])
-        axes.grid(alpha=0.3)
+        _count_epochs(axes, histories)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as the steps need
-    if len(histories) > 4:  # so many would hide the curves
-        figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    else:
-        right.legend(fontsize=8)
+    _legend(figure, right, histories)
     save(figure, path)
+
+
+def _count_epochs(axes: plt.Axes, histories: dict[str, list[dict]]) -> None:
+    """Whole epochs as ticks, a single one in the middle, and a grid."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if all(len(history) == 1 for history in histories.values()):
+        axes.set(xlim=(0, 2), xticks=[1])
+    axes.grid(alpha=0.3)
+
+
+def _legend(figure: plt.Figure, axes: plt.Axes, histories: dict[str, list[dict]]) -> None:
+    """The names of the curves of ``axes``, beside the figure where many would hide them."""
+    if len(histories) > 4:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    else:
+        axes.legend(fontsize=8)
 
 
 def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
@@ -70,18 +80,17 @@ def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
     for cell, title in zip(axes, ("Training loss", "CIDEr on photos held out (ring: the best)"),
                            strict=True):
         cell.set(xlabel="epoch", title=title)
-        cell.xaxis.set_major_locator(MaxNLocator(integer=True))
-        cell.grid(alpha=0.3)
-    axes[1].legend(fontsize=8)
+        _count_epochs(cell, histories)
+    _legend(figure, axes[1], histories)
     save(figure, path)
 
 
 def confusion(
     matrix: np.ndarray, names: Sequence[str], heading: str, path: str | Path
 ) -> None:
-    """Counts (classes, classes), row the true class. The diagonal, the right answers, is green, the
-    darker the larger its share of the class; the errors have a colour scale of their own, so that
-    they can be seen beside it."""
+    """Counts (classes, classes), row the true class, under the lines of ``heading``. The diagonal,
+    the right answers, is green, the darker the larger its share of the class; the errors have a
+    colour scale of their own, so that they can be seen beside it."""
     classes = len(names)
     side = max(4.0, 0.24 * classes + 2)
     figure, axes = plt.subplots(figsize=(side, side))
@@ -99,7 +108,11 @@ def confusion(
     names = [fitted(printable(name), 7, 1.9)[0] for name in names]
     axes.set_xticks(ticks, names, rotation=90, **style)
     axes.set_yticks(ticks, names, **style)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{heading}; right answers are green")
+    axes.set(xlabel="predicted", ylabel="true")
+    first, *others = printable(heading).split("\n")
+    text, size = fitted_lines("\n".join([f"{first}; right answers are green", *others]), 10.8,
+                              0.8 * side)
+    axes.set_title(text, fontsize=size, fontfamily=FONTS, parse_math=False)
     figure.colorbar(image, ax=axes, label="photos (errors)", shrink=0.6,
                     ticks=MaxNLocator(integer=True, nbins=6))
     save(figure, path)
@@ -124,6 +137,9 @@ def gallery(
     texts = ["\n".join(text for text, _ in parts) for parts in lines]
     parts = np.array_split(np.arange(len(images)), rows)
     width = max([4.5, *(sum(across[i] + 0.15 for i in part) + 0.3 for part in parts)])
+    first, *others = printable(heading).split("\n")
+    heading, points = fitted_lines("\n".join([first + ": none" * (not images), *others]), 10,
+                                   width - 0.2)
     head = 0.35 + 0.2 * heading.count("\n")
     row = high + 0.2 + 0.15 * max((text.count("\n") + 1 for text in texts), default=1)
     height = head + rows * row + (0.6 if scale else 0.1)
@@ -138,8 +154,8 @@ def gallery(
             axes.set_title(texts[i], fontsize=min(size for _, size in lines[i]), pad=3,
                            fontfamily=FONTS, parse_math=False)
             x += across[i] + 0.15
-    figure.text(0.5, 1 - 0.08 / height, heading if len(images) else f"{heading}: none", fontsize=10,
-                ha="center", va="top", fontfamily=FONTS, parse_math=False)
+    figure.text(0.5, 1 - 0.08 / height, heading, fontsize=points, ha="center", va="top",
+                fontfamily=FONTS, parse_math=False)
     if scale:
         bar = figure.add_axes((0.5 - 1.3 / width, 0.42 / height, 2.6 / width, 0.09 / height))
         figure.colorbar(plt.cm.ScalarMappable(cmap=SEQUENTIAL), bar, orientation="horizontal",

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from figures.style import SEQUENTIAL
 FOLDER = Path(__file__).resolve().parent / "pages"
 MOST_PHOTOS = 100  # on a page with maps; more than that, and a browser takes long to open it
 PAGE_BYTES = 14_500_000  # which the photos of a page with maps share
+PHOTO_BYTES = 1_450_000  # the most that one of them takes, so that a page of few photos is smaller;
+FEW_BYTES = 5_000_000  # but one or two share as much as this
 SIDE, THUMBNAIL = 640, 96  # pixels, the longer side of a photo and of a small one
-ENCODED = 1.4  # characters for a byte: base64 needs 4/3, and there are numbers for each map
+STEPS = 128  # from 0 to the value that has the brightest colour
 
 
 @contextlib.contextmanager
@@ -63,7 +66,7 @@ def html_page(
                 entries.append(entry)
 
             yield add
-            about = about | {"colours": _base64(_colours()), "entries": entries}
+            about = about | {"colours": _base64(_colours()), "steps": STEPS, "entries": entries}
             file.write(_data_block("page", about))
             file.write(f"<script>{script}</script>\n</body>\n</html>\n")
     warn(f"wrote {path}")
@@ -71,8 +74,11 @@ def html_page(
 
 def _data_block(name: str, data: dict) -> str:
     """JSON in a script element that is not run. Without "<" nothing in it can end the element."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{name}">{text}</script>\n'
+    return f'<script type="application/json" id="{name}">{_compact(data)}</script>\n'
+
+
+def _compact(data: dict) -> str:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _digest(text: str) -> str:
@@ -133,17 +139,17 @@ def photo_record(photo: Image.Image, box: tuple[float, float, float, float]) -> 
 
 
 def packed_maps(maps: np.ndarray, top: float | None = None) -> dict:
-    """Maps (N, rows, cols) of 0 and more, in a byte for each cell.
+    """Maps (N, rows, cols) of 0 and more, in a byte for each cell, deflated (RFC 1950).
 
-    A byte counts 1/255 of the value in the brightest colour: ``top`` for all of the maps, by
-    default each map's own ``figures.maps.scale_top``. Rounding loses at most half of that, 1/510 of
-    the scale. What lies above the scale is drawn in its brightest colour and is stored so; the
-    peak's place (its cell, counted row by row) and value are kept beside it.
+    A byte counts the steps of 1/128 of the value in the brightest colour: ``top`` for all of the
+    maps, by default each map's own ``figures.maps.scale_top``. Rounding loses at most half a step,
+    1/256 of the scale. What lies above the scale is drawn in its brightest colour and is stored so;
+    the peak's place (its cell, counted row by row) and value are kept beside it.
     """
     cells = np.ascontiguousarray(maps, np.float64).reshape(len(maps), -1)
     tops = np.array([top or scale_top(grid) for grid in cells])
-    levels = np.clip(np.rint(cells / tops[:, None] * 255), 0, 255).astype(np.uint8)
-    return {"bytes": _base64(levels.tobytes()), "tops": _short(tops),
+    levels = np.clip(np.rint(cells / tops[:, None] * STEPS), 0, STEPS).astype(np.uint8)
+    return {"deflated": _base64(zlib.compress(levels.tobytes(), 9)), "tops": _short(tops),
             "peaks": cells.argmax(1).tolist(), "highest": _short(cells.max(1))}
 
 
@@ -159,14 +165,27 @@ def entropy_bits(maps: np.ndarray) -> list[float]:
     return _short(-(shares * np.log2(np.maximum(shares, 1e-12))).sum(1))
 
 
-def room_for(photos: int, record: dict, each: int) -> int:
-    """How many sets of maps of ``each`` bytes may join ``record``, so that a page of ``photos``
-    stays below ``PAGE_BYTES``."""
-    left = PAGE_BYTES / photos - len(json.dumps(record, separators=(",", ":")))
-    return max(int(left / (each * ENCODED)), 0)
+class Room:
+    """How much of a photo's share of the page, in bytes, its ``record`` leaves for more maps."""
+
+    def __init__(self, photos: int, record: dict) -> None:
+        share = min(PAGE_BYTES / photos, max(PHOTO_BYTES, FEW_BYTES / photos))
+        self.left = share - len(_compact(record))
+
+    def takes(self, part: dict | list) -> bool:
+        """Whether ``part`` fits; if so, there is less room after it."""
+        size = len(_compact(part)) + 20  # with the key that it stands under
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
 
 
-def spread_over(count: int, chosen: int) -> list[int]:
-    """``chosen`` of the numbers 0 to ``count`` - 1 with equal gaps; the last is among them."""
-    chosen = min(chosen, count)
-    return sorted({round(place) for place in np.linspace(count - 1, 0, chosen)} if chosen else [])
+def farthest_first(count: int) -> list[int]:
+    """The numbers 0 to ``count`` - 1, the last one first, then always the one that is farthest from
+    those before it: 5, 0, 2, 1, 3, 4."""
+    order: list[int] = []
+    while len(order) < count:
+        order.append(max(set(range(count)) - set(order), key=lambda number: min(
+            (abs(number - other) for other in order), default=number)))
+    return order

@@ -25,7 +25,7 @@ from inference.options import base_options
 from inference.peft import BaseSource, open_checkpoint
 from models.captioner import Captioner, Memory
 from models.catr import open_catr
-from models.checkpoint import check_output, digest
+from models.checkpoint import check_output, digest, open_file
 from models.decoding import Search, generate
 from models.vit_gpt2 import ViTGPT2
 
@@ -45,6 +45,23 @@ def open_captioner(args: argparse.Namespace) -> Captioner:
         args.checkpoint, BaseSource.from_args(args) if given else None))
     captioner.source = args.weights if args.model else args.checkpoint
     return captioner
+
+
+def open_each(checkpoints: Sequence[str | Path], args: argparse.Namespace) -> list[Captioner]:
+    """The captioner of each file. The options of ``add_base_options`` in ``args`` are for those of
+    them that are PEFT files; UserError where there are options and no such file."""
+    given = base_options(args) or ["--weights"] * bool(args.weights)
+    source = BaseSource.from_args(args) if given else None
+    is_peft = [bool(given) and open_file(checkpoint).metadata.get("kind") == "peft"
+               for checkpoint in checkpoints]
+    if given and not any(is_peft):
+        raise UserError(f"{given[0]} is for PEFT files, and none of the captioners is one; leave "
+                        "it out")
+    captioners = [open_checkpoint(checkpoint, source if peft else None)
+                  for checkpoint, peft in zip(checkpoints, is_peft, strict=True)]
+    for captioner, checkpoint in zip(captioners, checkpoints, strict=True):
+        captioner.source = checkpoint
+    return captioners
 
 
 def caption_images(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from data.batches import Unreadable, all_rows, photo_rows
-from data.compute import Compute, autocast
+from data.compute import Compute
 from data.photos import report_unreadable
 from data.transform import Transforms
 from models.checkpoint import check_output
 from models.classifier import Classifier, open_classifier
+from models.forward import Forward
 
 
 def load_classifiers(
@@ -53,8 +54,8 @@ def classify(
     classifier: Classifier, paths: Sequence[Path], compute: Compute, title: str = "classify"
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
     """(readable paths, their (N, classes) float32 probabilities, the other paths with reasons)."""
-    transform, work = probability_work([classifier], compute)
-    blocks = photo_rows(transform, paths, compute, work, title)
+    work = Probabilities([classifier], compute)
+    blocks = photo_rows(work.transform, paths, compute, work, title)
     readable, probabilities, unreadable = all_rows(blocks, paths, compute)
     if not readable:
         probabilities = np.zeros((0, 1, len(classifier.classes)), np.float32)
@@ -62,33 +63,37 @@ def classify(
 
 
 def classify_with_each(
-    classifiers: Sequence[Classifier], paths: Sequence[Path], compute: Compute
+    work: Probabilities, paths: Sequence[Path], compute: Compute
 ) -> tuple[list[Path], np.ndarray, Unreadable]:
     """As ``classify``, with the probabilities of each classifier, (classifiers, N, classes); their
     mean over the first axis is the ensemble's.
 
     Unreadable files are named on stderr. Raises UserError where no file is readable.
     """
-    transform, work = probability_work(classifiers, compute)
-    blocks = photo_rows(transform, paths, compute, work, "classify")
+    blocks = photo_rows(work.transform, paths, compute, work, "classify")
     readable, probabilities, unreadable = all_rows(blocks, paths, compute)
     report_unreadable(readable, unreadable)
     return readable, probabilities.swapaxes(0, 1), unreadable
 
 
-def probability_work(classifiers: Sequence[Classifier], compute: Compute) -> tuple[
-        Transforms, Callable[[Sequence[torch.Tensor]], np.ndarray]]:
-    """What ``data.batches.photo_rows`` is given: a transform, and a function that makes of a batch
-    the probabilities of each classifier (B, classifiers, classes) float32."""
-    models = [classifier.model.to(compute.device).eval() for classifier in classifiers]
+class Probabilities:
+    """What ``data.batches.photo_rows`` is given: a transform, and as a function what makes of a
+    batch the probabilities of each classifier, (B, classifiers, classes) float32."""
 
-    def work(images: Sequence[torch.Tensor]) -> np.ndarray:
+    def __init__(self, classifiers: Sequence[Classifier], compute: Compute) -> None:
+        self.transform = Transforms(tuple(classifier.transform for classifier in classifiers))
+        self._sources = [classifier.source for classifier in classifiers]
+        self._forwards = [Forward(classifier.model, compute) for classifier in classifiers]
+
+    def __call__(self, images: Sequence[torch.Tensor]) -> np.ndarray:
         probabilities = []
-        for classifier, model, batch in zip(classifiers, models, images, strict=True):
-            with torch.inference_mode(), autocast(compute.device, compute.precision):
-                logits = model(batch)
-            check_output(logits, classifier.source)
-            probabilities.append(logits.float().softmax(1).cpu().numpy())
+        for source, forward, batch in zip(self._sources, self._forwards, images, strict=True):
+            logits = forward(batch)
+            check_output(logits, source)
+            probabilities.append(logits.softmax(1).cpu().numpy())
         return np.stack(probabilities, axis=1)
 
-    return Transforms(tuple(classifier.transform for classifier in classifiers)), work
+    @property
+    def compile_seconds(self) -> float:
+        """What ``--compile`` took so far, the first batch included."""
+        return sum(forward.compile_seconds for forward in self._forwards)

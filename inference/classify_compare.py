@@ -13,7 +13,7 @@ import numpy as np
 
 from data.batches import Unreadable
 from data.compute import Compute
-from data.files import write_csv
+from data.files import short_names, write_csv
 from data.labels import class_indices, read_labels
 from data.photos import load_image, report_unreadable
 from figures import charts, maps
@@ -104,14 +104,10 @@ def comparison(first: Answers, second: Answers, seed: int) -> dict:
 # --- sheets and table ---------------------------------------------------------------------------
 
 
-def short_names(sources: Sequence[str]) -> list[str]:
-    """What figures call the two classifiers: as little of their paths as tells them apart."""
-    paths = [Path(source) for source in sources]
-    for names in ([path.stem for path in paths],
-                  [f"{path.parent.name}/{path.stem}" for path in paths]):
-        if names[0] != names[1]:
-            return names
-    return ["first", "second"]
+def two_names(sources: Sequence[str]) -> list[str]:
+    """What figures call the two classifiers, which may be one file."""
+    first, second = sources
+    return ["first", "second"] if first == second else short_names(sources)
 
 
 def write_comparison(
@@ -120,7 +116,7 @@ def write_comparison(
 ) -> None:
     """Write three ``files``: a sheet for each classifier of the photos that it alone gets right,
     and a table of all photos. ``method`` adds both models' maps beside each photo of the sheets."""
-    names = short_names([answers.classifier.source for answers in both])
+    names = two_names([answers.classifier.source for answers in both])
     for winner, file in enumerate(files[:2]):
         write_sheet(paths, both, winner, names, method, compute, file)
     warn(f"wrote {files[0]} and {files[1]}")

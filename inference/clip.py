@@ -17,7 +17,7 @@ from utils import UserError, warn
 import numpy as np
 
 from data.batches import Unreadable, all_rows, photo_rows
-from data.compute import Compute, autocast
+from data.compute import Compute
 from data.files import check_writable, file_stamp
 from data.processes import team
 from inference.arrays import npz_writer
@@ -53,11 +53,10 @@ def image_features(
 
 def feature_work(clip: Clip, compute: Compute) -> Callable[[torch.Tensor], np.ndarray]:
     """A function that makes the features (B, D) of a batch, for ``data.batches.photo_rows``."""
-    def work(images: torch.Tensor) -> np.ndarray:
-        with autocast(compute.device, compute.precision):
-            return clip.encode_image(images).cpu().numpy()
+    from models.forward import Forward
 
-    return work
+    tower = Forward(clip.towers.image_tower(), compute)
+    return lambda images: clip.unit(tower(images)).cpu().numpy()
 
 
 def kept_image_features(

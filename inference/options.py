@@ -8,16 +8,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from utils import natural, positive_int, power
+from utils import fraction, natural, positive_int, power
 
 from ckpt import registry
+from metrics.clipscore import PREFIX
 
 # Images in a batch by default; on a CPU a batch that stays in the cache is fastest.
 BATCH_SIZES = {
-    "classifier": {"cpu": 8, "cuda": 64},
-    "captioner": {"cpu": 32, "cuda": 128},
-    "clip": {"cpu": 16, "cuda": 256},
+    "classifier": {"cpu": 8, "cuda": 64, "mps": 32},
+    "captioner": {"cpu": 32, "cuda": 128, "mps": 32},
+    "clip": {"cpu": 16, "cuda": 256, "mps": 64},
 }
+MOST_SHOWN = 60  # photos on a sheet; a PNG of more could be taller than can be drawn
 
 
 def add_command(
@@ -34,8 +36,8 @@ def add_run_options(
 ) -> None:
     """The options that every command has; ``unit`` says what batches consist of."""
     group = parser.add_argument_group("run")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                       help="where to compute; auto takes CUDA when there is one")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+                       help="where to compute; auto takes CUDA when there is one, and never mps")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                        help="auto takes bfloat16 where the hardware has it")
     group.add_argument("--batch-size", type=positive_int, default=batch_size, metavar="N",
@@ -51,6 +53,13 @@ def add_images_option(parser: argparse.ArgumentParser, default: object = None) -
                         metavar="DIR|LIST",
                         help="folder of photos, without its subfolders; or a file that ends in "
                              ".txt, with a path on each line; or - for such lines on stdin")
+
+
+def add_compile_option(parser: argparse.ArgumentParser) -> None:
+    """--compile of commands that only run a model forward."""
+    parser.add_argument("--compile", action="store_true",
+                        help="compile the model first, which takes a minute or more and pays for "
+                             "thousands of photos; needs a C++ compiler")
 
 
 def add_prediction_options(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -79,6 +88,27 @@ def add_names_option(group: argparse._ActionsContainer) -> None:
     group.add_argument("--names", metavar="FILE",
                        help="what the classes are called: a list, one a line or JSON, or an object "
                             "as in id2label.json (default: id2label.json beside --weights)")
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``clip_zeroshot.py prompts`` that eval does not have."""
+    parser.add_argument("--candidates", required=True, metavar="FILE",
+                        help="templates to choose from, one on each line, with {object} or {}")
+    parser.add_argument("--hold-out", type=_part, default=0.5, metavar="SHARE",
+                        help="share of each class's photos that the choice is not made by, drawn "
+                             "by --seed")
+    parser.add_argument("--output", metavar="FILE",
+                        help="also write the table: numbers into a file that ends in .csv, "
+                             "Markdown for readers into any other")
+    add_json_option(parser)
+
+
+def _part(text: str) -> float:
+    """argparse type: a share that leaves something on both sides."""
+    value = fraction(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, not {text}")
+    return value
 
 
 def add_json_option(parser: argparse.ArgumentParser, *other_names: str) -> None:
@@ -140,6 +170,17 @@ def add_search_options(
                        help="write no N tokens twice in one caption; 0: no such rule")
 
 
+def add_vary_options(parser: argparse.ArgumentParser) -> None:
+    """The options behind ``inference.search_table``."""
+    group = parser.add_argument_group("several searches")
+    group.add_argument("--vary", action="append", default=[], metavar="KEY=V1,V2",
+                       help="an option of the search and its values: one table of the scores with "
+                            "each; several --vary form a product")
+    group.add_argument("--out", metavar="DIR",
+                       help="folder for this table, varied.md and varied.csv, and a table of each "
+                            "image's scores for each setting")
+
+
 def add_scoring_options(parser: argparse.ArgumentParser, resamples: int | None = None) -> None:
     """The options behind ``inference.scoring.Scoring`` that all scoring commands have."""
     parser.add_argument("--bootstrap", type=positive_int, default=resamples, metavar="N",
@@ -147,6 +188,52 @@ def add_scoring_options(parser: argparse.ArgumentParser, resamples: int | None =
     parser.add_argument("--clip", metavar="FILE|FOLDER|NAME",
                         help="the CLIP behind CLIPScore: a clip checkpoint, transformers' folder "
                              f"or hub name (default: {registry.CLIP.name})")
+
+
+def add_clip_prefix_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clip-prefix", nargs="?", const=PREFIX, metavar="TEXT",
+                        help="put TEXT before each caption for CLIPScore; without TEXT, "
+                             f'"{PREFIX}", as in its paper (default: nothing, as in the course\'s '
+                             "evaluator)")
+
+
+def add_show_option(
+    parser: argparse.ArgumentParser, what: str, default: int | None = None
+) -> None:
+    """The option behind ``inference.caption_compare.write_sheet``; ``what`` is compared."""
+    parser.add_argument("--show", type=_shown, default=default, metavar="N",
+                        help=f"draw the N photos on which the {what} differ most, with their "
+                             "references and captions, as most_different.png")
+
+
+def _shown(text: str) -> int:
+    """argparse type: a number of photos on a sheet."""
+    count = positive_int(text)
+    if count > MOST_SHOWN:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_SHOWN}, not {text}")
+    return count
+
+
+def add_caption_comparison(parser: argparse.ArgumentParser) -> None:
+    """The options of ``p2_caption.py compare``."""
+    parser.add_argument("first", metavar="FILE",
+                        help="the captioner that the others are compared with: a checkpoint of "
+                             "this project, or a PEFT file")
+    parser.add_argument("others", metavar="FILE", nargs="+", help="other captioners")
+    parser.add_argument("--images", required=True, metavar="DIR",
+                        help="folder of photos, without its subfolders")
+    parser.add_argument("--captions", required=True, metavar="JSON",
+                        help="references in COCO's format, of images in --images")
+    parser.add_argument("--output", default="runs/compare", metavar="DIR",
+                        help="folder for compared.md, compared.csv and most_different.png "
+                             "(default: runs/compare)")
+    add_show_option(parser, "captioners", 12)
+    add_run_options(parser, None)
+    add_search_options(parser)
+    add_scoring_options(parser, 1000)
+    add_clip_prefix_option(parser)
+    add_base_options(parser, "base of the PEFT files")
+    add_json_option(parser)
 
 
 def add_base_options(

@@ -47,9 +47,10 @@ def _patch_record(
 ) -> tuple[dict, dict]:
     """(entry, record) of one normalized image (1, 3, H, W).
 
-    The class token's maps of all layers and heads are kept. The maps of every patch take as many
-    bytes as there are pairs of patches: they are kept as far as the page has room, first the mean
-    over the heads of layers with equal gaps, then of all, then each head, from the last layer on.
+    The class token's maps of all layers and heads are kept. The maps of every patch are as many
+    numbers as there are pairs of patches: they are kept as far as the page has room, first the mean
+    over the heads, of the last layer and of others far from each other, then each head, from the
+    last layer on.
     """
     import torch
 
@@ -76,16 +77,18 @@ def _patch_record(
         start = {"mean": page.packed_maps(heads[:, 0].mean(0)[None]),
                  "heads": page.packed_maps(heads[:, 0])}
         record["layers"].append({"start": start})
-    room = page.room_for(photos, record, (grid[0] * grid[1]) ** 2)
-    for layer in page.spread_over(len(layers), room):
-        record["layers"][layer]["mean"] = page.packed_maps(maps_of(captured[layer][0].mean(0))[1:])
-    room -= len(layers)
-    for layer in reversed(layers):
-        count = min(max(room, 0), len(captured[layer][0]))
-        if count:
-            record["layers"][layer]["heads"] = [
-                page.packed_maps(maps_of(head)[1:]) for head in captured[layer][0][:count]]
-        room -= count
+    room = page.Room(photos, record)
+    for layer in page.farthest_first(len(layers)):
+        mean = page.packed_maps(maps_of(captured[layer][0].mean(0))[1:])
+        if not room.takes(mean):
+            break
+        record["layers"][layer]["mean"] = mean
+    else:
+        for layer in reversed(layers):
+            heads = [page.packed_maps(maps_of(head)[1:]) for head in captured[layer][0]]
+            if not room.takes(heads):
+                break
+            record["layers"][layer]["heads"] = heads
     return {"name": record["name"], "thumbnail": page.picture(photo, page.THUMBNAIL)}, record
 
 

@@ -31,7 +31,7 @@ from data.transform import Annotated, Transform, Transforms
 
 # Options that decide where rows go and how fast, but not what is in them.
 LEFT_OUT = ("images", "output", "limit", "resume", "run", "command", "batch_size", "device",
-            "precision")
+            "precision", "compile")
 KIND = "predictions of this project"  # what the first line of the file of rows says
 
 

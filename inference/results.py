@@ -50,15 +50,24 @@ def share_of_right(row: dict) -> str:
 
 def of_classifier(result: dict) -> list[str]:
     """Of ``p1_vit_classify.py eval``."""
-    classes = [row for row in result["per_class"].values() if row["correct"] < row["total"]]
-    classes.sort(key=lambda row: row["correct"] / row["total"])
     lines = [share_of_right(result), f"loss {result['loss']:.3f}"]
     lines += [f"{row['checkpoint']} alone: {share_of_right(row)}"
               for row in result.get("members", ())]
-    if classes:
-        lines.append("fewest right: " + ", ".join(
-            f"{row['name']} {row['correct']} of {row['total']}" for row in classes[:HARDEST]))
-    return lines
+    return lines + fewest_right(result["per_class"])
+
+
+def fewest_right(per_class: dict) -> list[str]:
+    """A line with the classes of the lowest accuracy; none where all answers are right."""
+    classes = [row for row in per_class.values() if row["correct"] < row["total"]]
+    classes.sort(key=lambda row: row["correct"] / row["total"])
+    return ["fewest right: " + ", ".join(f"{row['name']} {row['correct']} of {row['total']}"
+                                         for row in classes[:HARDEST])] if classes else []
+
+
+def of_templates(result: dict) -> list[str]:
+    """Of ``clip_zeroshot.py eval``, below its table."""
+    best = result["best"]
+    return [f"highest accuracy: {best['template']}", *fewest_right(best["per_class"])]
 
 
 def of_two_classifiers(result: dict) -> list[str]:
@@ -72,16 +81,49 @@ def of_two_classifiers(result: dict) -> list[str]:
             f"only the second {result['only_second_right']}, neither {result['neither_right']}"]
 
 
+def of_prompts(result: dict) -> list[str]:
+    """Of ``clip_zeroshot.py prompts``, below its table."""
+    chosen = result["chosen"]
+    return [f"chosen: {chosen['template']}", *(
+        f"{share_of_right(chosen[part])} of the photos {what}" for part, what in (
+            ("choosing", "to choose by"), ("others", "that had no part in the choice")))]
+
+
+def of_searches(result: dict) -> list[str]:
+    """Of ``p2_caption.py eval --vary``, below its table."""
+    return [f"{result['images']:,} images; highest CIDEr: {result['best']}"]
+
+
 def of_captions(result: dict) -> list[str]:
     """Of ``p2_caption.py eval`` and ``score``, and ``peft_caption.py eval``."""
     intervals = result.get("intervals_95", {})
     lines = [f"{result['images']:,} images"]
     lines += [f"{name:10}{with_interval(value, intervals.get(name))}"
               for name, value in result["metrics"].items()]
-    if "clipscore" in result:
-        lines.append(f"CLIPScore is that of {result['clipscore']['model']}: "
-                     f"{result['clipscore']['comparable']}")
-    return lines
+    return lines + about_clipscore(result)
+
+
+def about_clipscore(result: dict) -> list[str]:
+    """The line that says with which CLIP a result's CLIPScore is computed, where it has one."""
+    about = result.get("clipscore")
+    return [f"CLIPScore is that of {about['model']}: {about['comparable']}"] if about else []
+
+
+def of_captioners(result: dict) -> list[str]:
+    """Of ``p2_caption.py compare``."""
+    first, *others = result["captioners"]
+    lines = [f"{result['images']:,} images"]
+    lines += [f"{row['name']}: " + ", ".join(
+        f"{metric} {with_interval(row['metrics'][metric], row['intervals_95'][metric])}"
+        for metric in ("CIDEr", "CLIPScore") if metric in row["metrics"])
+        for row in (first, *others)]
+    for row in others:
+        gap = row["minus_first"]
+        low, high = gap["CIDEr_95"]
+        lines.append(f"{row['name']} - {first['name']}: CIDEr {gap['CIDEr']:+.3f} "
+                     f"(95 %: {low:+.3f} to {high:+.3f}), higher on {gap['higher_on']} "
+                     f"of {result['images']:,} photos, lower on {gap['lower_on']}")
+    return lines + about_clipscore(result)
 
 
 def of_retrieval(result: dict) -> list[str]:

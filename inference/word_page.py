@@ -72,21 +72,23 @@ def _word_record(
     photo = load_image(path, (page.SIDE, page.SIDE))
     record = page.photo_record(photo, captioner.transform.box(*photo.size))
     record |= {"name": printable(path.name), "grid": list(memory.grids[0]), "captions": []}
-    heads_of = []
+    heads_of: list[list[np.ndarray]] = [[] for _ in range(captioner.num_layers)]
     for source, (text, ids) in captions.items():
         layers, words = [], []
         for layer in range(captioner.num_layers):
             (words, heads), = word_maps(captioner, memory, [ids], layer)
             mean = heads.mean(0)
             layers.append({"mean": _packed(mean, scale_top(mean))})
-            heads_of.append((layer, layers[-1], heads))
+            heads_of[layer].append(heads)
         record["captions"].append({"source": source, "text": text, "words": words,
                                    "layers": layers, "heads": len(heads)})
-    each = max(heads.size for *_, heads in heads_of) * len(captions)
-    kept = page.room_for(photos, record, each)
-    for layer, maps, heads in heads_of:
-        if layer >= captioner.num_layers - kept:
-            maps["heads"] = [_packed(head, scale_top(heads)) for head in heads]
+    room = page.Room(photos, record)
+    for layer in reversed(range(captioner.num_layers)):
+        packed = [[_packed(head, scale_top(heads)) for head in heads] for heads in heads_of[layer]]
+        if not room.takes(packed):
+            break
+        for caption, heads in zip(record["captions"], packed, strict=True):
+            caption["layers"][layer]["heads"] = heads
     return {"name": record["name"], "thumbnail": page.picture(photo, page.THUMBNAIL)}, record
 
 

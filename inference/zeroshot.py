@@ -18,13 +18,16 @@ from utils import UserError, printable
 import numpy as np
 
 from data.compute import Compute
-from data.files import markdown_table, read_lines
+from data.files import read_lines
 from data.folders import PhotoList
+from data.labels import class_indices, read_labels
 from data.photos import load_image, report_unreadable
+from data.tables import Columns, Gap, percent, points
 from inference.clip import feature_work, kept_image_features, text_features
 from inference.parser import understood
 from inference.predictions import Predicted, label_rows, predictions
 from metrics import accuracy
+from metrics.paired import accuracy_gap
 
 if TYPE_CHECKING:
     from models.clip import Clip
@@ -41,6 +44,8 @@ TEMPLATES = {
         "a photo of {} big {}.")),
 }
 
+TOLD_APART = 0.05  # p-value below which a template is called worse than the best one
+
 # --- templates ----------------------------------------------------------------------------------
 
 
@@ -55,17 +60,28 @@ def read_templates(words: Iterable[str]) -> dict[str, list[str]]:
         if word in TEMPLATES:
             groups[word] = list(TEMPLATES[word])
         elif "{" not in word and Path(word).is_file():
-            groups[word] = [line.strip() for line in read_lines(word) if line.strip()]
-            if not groups[word]:
-                raise UserError(f"{word} holds no template; write one on each line")
+            groups[word] = templates_in(word)
         else:
             groups.setdefault("given", []).append(word)
     for template in unique(groups):
-        if "{object}" not in template and "{}" not in template:
+        if not has_place(template):
             raise UserError(f'template "{template}" has no {{object}} (or {{}}) where the class '
                             "name goes, and it is neither a file nor one of the sets "
                             f"{', '.join(TEMPLATES)}")
     return groups
+
+
+def templates_in(file: str | Path) -> list[str]:
+    """The templates of a file, one a line; UserError where there is none."""
+    templates = [line.strip() for line in read_lines(file) if line.strip()]
+    if not templates:
+        raise UserError(f"{file} holds no template; write one on each line")
+    return templates
+
+
+def has_place(template: str) -> bool:
+    """Whether ``template`` has a place for the class name."""
+    return "{object}" in template or "{}" in template
 
 
 def unique(groups: Mapping[str, Sequence[str]]) -> list[str]:
@@ -164,14 +180,20 @@ def template_accuracies(
     zero_shot: ZeroShot, images: np.ndarray, targets: np.ndarray,
     groups: Mapping[str, Sequence[str]],
 ) -> list[dict]:
-    """Rows of a table, one for each of ``classifiers``; as ``accuracy_row``.
+    """Rows of a table, one for each of ``classifiers``; as ``accuracy_row``, and as
+    ``add_distances`` adds.
 
     ``images`` (N, D) are features of photos whose class indices are ``targets`` (N,).
     """
     inside = np.array([inside_imagenet(name) for name in zero_shot.classes.values()])[targets]
-    return [{"template": title, "templates": len(templates),
-             **accuracy_row(zero_shot.probabilities(images, templates), targets, inside)}
-            for title, templates in classifiers(groups).items()]
+    rows, right = [], []
+    for title, templates in classifiers(groups).items():
+        probabilities = zero_shot.probabilities(images, templates)
+        rows.append({"template": title, "templates": len(templates),
+                     **accuracy_row(probabilities, targets, inside)})
+        right.append(probabilities.argmax(1) == targets)
+    add_distances(rows, right)
+    return rows
 
 
 def accuracy_row(probabilities: np.ndarray, targets: np.ndarray, inside: np.ndarray) -> dict:
@@ -186,21 +208,43 @@ def accuracy_row(probabilities: np.ndarray, targets: np.ndarray, inside: np.ndar
     return row
 
 
-def accuracy_table(rows: Sequence[dict]) -> str:
-    """The rows of ``template_accuracies`` as a Markdown table; names inside and outside ImageNet
-    have columns of their own where there are photos of both."""
-    parts = [part for part in ("inside_imagenet", "outside_imagenet") if part in rows[0]]
-    header = ["template", "accuracy", "95 % interval"]
-    if len(parts) == 2:
-        header += ["names in ImageNet", "95 %", "others", "95 %"]
-    lines = []
-    for row in rows:
-        shown = [row, *(row[part] for part in parts)] if len(parts) == 2 else [row]
-        lines.append([row["template"].replace("|", "\\|")])
-        for summary in shown:
-            low, high = summary["accuracy_95"]
-            lines[-1] += [f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}"]
-    return markdown_table(header, lines)
+def best_of(rows: Sequence[dict]) -> dict:
+    """The row with the highest accuracy, the first of equals."""
+    return max(rows, key=lambda row: row["correct"])
+
+
+def add_distances(rows: Sequence[dict], right: Sequence[np.ndarray]) -> None:
+    """Give each row its accuracy minus the best row's, and the p-value of McNemar's test of the
+    two, which sees that both named the same photos: ``right`` are their right answers (N,) bool."""
+    best = rows.index(best_of(rows))
+    for row, own in zip(rows, right, strict=True):
+        row["minus_best"], row["mcnemar_p"] = accuracy_gap(own, right[best])
+
+
+def accuracy_table(rows: Sequence[dict], wide: bool = True) -> tuple[Columns, list[dict]]:
+    """The rows of ``template_accuracies`` as ``data.tables`` writes them; where it may be ``wide``,
+    names inside and outside ImageNet have columns of their own if there are photos of both."""
+    columns = {"template": printable, "accuracy": percent, "95 % interval": percent,
+               "against the best": points}
+    parts = {"inside_imagenet": "names in ImageNet", "outside_imagenet": "other names"}
+    if not wide or not parts.keys() <= rows[0].keys():
+        parts = {}
+    for title in parts.values():
+        columns |= {title: percent, f"{title}, 95 %": percent}
+    return columns, [
+        {"template": row["template"], "accuracy": row["accuracy"],
+         "95 % interval": row["accuracy_95"],
+         "against the best": Gap(row["minus_best"], row["mcnemar_p"] < TOLD_APART)}
+        | {title: row[part]["accuracy"] for part, title in parts.items()}
+        | {f"{title}, 95 %": row[part]["accuracy_95"] for part, title in parts.items()}
+        for row in rows]
+
+
+def true_classes(paths: PhotoList, args: argparse.Namespace, classes: Mapping[str, str]) -> dict:
+    """The class index of each photo, by ``args.truth`` or else by the names of the files."""
+    labels = read_labels(paths, args.truth, classes)
+    return dict(zip(paths, class_indices(labels, classes, args.truth or args.images, args.labels,
+                                         "correct it, or add it there"), strict=True))
 
 
 @functools.cache
@@ -216,6 +260,14 @@ def inside_imagenet(name: str) -> bool:
     """Whether ``name`` is one of the names that ImageNet-1k (Russakovsky et al. 2015) gives its
     classes, which are WordNet's lemmas: "tabby" and "tabby cat" are, "cat" is not."""
     return name.replace("_", " ").strip().casefold() in _imagenet_names()
+
+
+def provenance(
+    clip: Clip, classes: Mapping[str, str], compute: Compute, args: argparse.Namespace
+) -> dict:
+    """What a result was computed with."""
+    return {"model": clip.name, "logit_scale": clip.logit_scale, "classes": len(classes),
+            "labels": str(args.labels), "device": compute.device, "precision": compute.precision}
 
 
 # --- the figure of the likeliest classes ---------------------------------------------------------

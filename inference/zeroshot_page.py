@@ -39,11 +39,11 @@ def write_zeroshot_page(
                 "name": printable(path.name), "truth": [names[target]], "total": right,
                 "totalText": f"{right} of {len(best)}",
                 "answers": [{"text": names[index], "score": round(share, 4),
-                             "note": f"{share:.0%}", "right": index == int(target)}
+                             "note": f"{100 * share:.0f}\u00a0%", "right": index == int(target)}
                             for index, share in best]}
             add(entry, {"photo": page.small_picture(load_image(path, (192, 192)), len(paths))})
 
 
 def _accuracy(row: dict) -> str:
     low, high = row["accuracy_95"]
-    return f"{row['accuracy']:.1%} right ({low:.1%} - {high:.1%})"
+    return f"{100 * row['accuracy']:.1f} % right ({100 * low:.1f} - {100 * high:.1f} %)"

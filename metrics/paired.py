@@ -22,6 +22,13 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(2 * ways / 2**count, 1.0)
 
 
+def accuracy_gap(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """(accuracy of ``first`` - that of ``second``, McNemar's p) of two classifiers' right answers
+    (N,) bool to the same N images."""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    return (only_first - only_second) / len(first), mcnemar(only_first, only_second)
+
+
 def difference(
     first: np.ndarray, second: np.ndarray, resamples: int, seed: int = 0
 ) -> tuple[float, list[float]]:

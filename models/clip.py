@@ -4,7 +4,7 @@ One interface, ``Clip``, over two kinds of towers: our own small ``DualEncoder``
 kind ``clip``), and transformers' ``CLIPModel``, from a folder, by its name on the hub, or with the
 weights of OpenAI's state dict. Towers are modules that have
 
-- ``image_features(images)`` and ``text_features(tokens)``, not normalized
+- ``image_tower()``, a module of images alone, and ``text_features(tokens)``, not normalized
 - ``ids(texts)`` -> each text's token ids, of any length, the end token last
 - ``pad_id``, the id that fills shorter rows
 - ``context``, the largest number of tokens that the text tower reads
@@ -35,6 +35,7 @@ from models.checkpoint import (
     rebuild,
     save_checkpoint,
 )
+from models.clip_towers import PooledVit, TransformersTowers
 from models.gpt2 import GPT2, GPT2Config, described_gpt2
 from models.hub import SUFFIXES, go_offline_without_network, weights_in, without_prefix
 from models.openai_clip import OPEN_CLIP, openai_clip, openai_name, silence_transformers
@@ -72,7 +73,11 @@ class Clip:
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Normalized images (B, 3, H, W) -> (B, D) float32, rows of length 1; UserError where they
         are not finite."""
-        features = F.normalize(self.towers.image_features(pixels).float(), dim=1)
+        return self.unit(self.towers.image_tower()(pixels).float())
+
+    def unit(self, features: Tensor) -> Tensor:
+        """What a tower makes, (N, D), with rows of length 1; UserError where it is not finite."""
+        features = F.normalize(features, dim=1)
         check_output(features, self.name)
         return features
 
@@ -84,10 +89,8 @@ class Clip:
         with torch.autocast(device.type, enabled=False):
             for start in range(0, len(rows), batch_size):
                 tokens = padded(rows[start:start + batch_size], self.towers.pad_id)
-                parts.append(F.normalize(self.towers.text_features(tokens.to(device)), dim=1))
-        features = torch.cat(parts)
-        check_output(features, self.name)
-        return features
+                parts.append(self.towers.text_features(tokens.to(device)))
+        return self.unit(torch.cat(parts))
 
     def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
         """Each text's token ids, at most ``context``. A longer text is cut before its end token,
@@ -175,7 +178,11 @@ class DualEncoder(nn.Module):
 
     def pool(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) -> the input of the image tower's classification head, (B, C)."""
-        return self.vision.forward_head(self.vision.forward_features(images), pre_logits=True)
+        return PooledVit(self.vision)(images)
+
+    def image_tower(self) -> nn.Module:
+        """images (B, 3, H, W) -> (B, D)"""
+        return nn.Sequential(PooledVit(self.vision), self.image_proj)
 
     def image_features(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W), or the output of ``pool`` for them (B, C) -> (B, D)."""
@@ -231,33 +238,6 @@ def load_clip(path: str | Path) -> DualEncoder:
 
 
 # --- transformers' towers -----------------------------------------------------------------------
-
-
-class TransformersTowers(nn.Module):
-    """transformers' ``CLIPModel`` and ``CLIPTokenizer``."""
-
-    def __init__(self, model: nn.Module, tokenizer) -> None:
-        super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.context = model.config.text_config.max_position_embeddings
-        self.pad_id = tokenizer.pad_token_id
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts).input_ids if texts else []
-
-    def scale(self) -> Tensor:
-        return self.model.logit_scale.exp()
-
-    # What ``get_image_features`` returns differs between versions of transformers.
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D)"""
-        pooled = self.model.vision_model(pixel_values=images).pooler_output
-        return self.model.visual_projection(pooled)
-
-    def text_features(self, tokens: Tensor) -> Tensor:
-        """(N, T) -> (N, D). Attention is causal, so the end token does not attend to padding."""
-        return self.model.text_projection(self.model.text_model(input_ids=tokens).pooler_output)
 
 
 def _open_transformers(source: str) -> Clip:

@@ -87,7 +87,7 @@ def captions_commands(inputs: Inputs, folder: Path) -> list[Words]:
 
 
 def captions_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
-    names = [f"{Path(result['checkpoint']).name}, {result['search']['beams']} "
+    names = [f"{Path(result['checkpoint']).name} with {result['search']['beams']} "
              f"beam{'s' * (result['search']['beams'] != 1)}" for result in results]
     measured = ciders(names, results)
     best = of.best_of(measured) or 0
@@ -144,8 +144,7 @@ def methods_commands(inputs: Inputs, folder: Path) -> list[Words]:
 def methods_answer(inputs: Inputs, folder: Path, results: list) -> Answer:
     if inputs.compared:
         return compared_answer(inputs.compared, folder)
-    header, _, *rows = ([cell.strip() for cell in line.strip().strip("|").split("|")]
-                        for line in results[0].splitlines() if line.startswith("|"))
+    header, *rows = markdown_rows(results[0])
     sizes = [(row[0], int(row[2].replace(",", ""))) for row in rows]
     allowed = [row for row in sizes if row[1] < MOST_PARAMETERS]
     return Answer(
@@ -169,23 +168,40 @@ def compared_answer(source: Path, folder: Path) -> Answer:
         shutil.copy2(source / "curves.png", folder / "curves.png")
         figures = [Figure(folder / "curves.png", "Training loss, and CIDEr on photos held out, of "
                                                  "each epoch.")]
-    column = next(i for i in reversed(range(len(header))) if header[i].startswith("CIDEr"))
-    measured = [measured_cell(row[0], row[column]) for row in rows]
+    column = [i for i, name in enumerate(header) if name.startswith("CIDEr")
+              and not name.endswith(", 95 %")][-1]
+    trained = header.index("trained parameters")
+    names = [", ".join([row[0], *(f"{key} {value}" for key, value in zip(
+        header[1:trained], row[1:trained], strict=True) if value)]) for row in rows]
+    measured = [measured_cell(name, row[column], row[column + 1] if column + 1 < len(row) else "")
+                for name, row in zip(names, rows, strict=True)]
     best = of.best_of(measured)
+    top = measured[best or 0]
+    shown = source / "compared.md"
+    table = markdown_rows(shown.read_text(encoding="utf-8")) if shown.is_file() else [header, *rows]
     return Answer(
-        f"{measured[best or 0].name}: {rows[best or 0][column]}",
-        tables=[Table(header, rows, best)], figures=figures,
+        f"{top.name}: {with_interval(top.value, top[2:])}",
+        tables=[Table(table[0], table[1:], best)], figures=figures,
         observations=of.said(
             of.told_apart(measured),
-            of.trained([(row[0], int(row[1].replace(",", ""))) for row in rows],
-                       MOST_PARAMETERS)))
+            of.trained([(name, int(row[trained].replace(",", "")))
+                        for name, row in zip(names, rows, strict=True)], MOST_PARAMETERS)))
 
 
-def measured_cell(name: str, text: str) -> Measured:
-    """"0.452 (0.421 - 0.485)" -> the number and its interval."""
-    value, _, interval = text.partition("(")
-    low, high = interval.rstrip(")").split(" - ")
+def markdown_rows(text: str) -> list[list[str]]:
+    """The header and the rows of the table in a Markdown text."""
+    header, _, *rows = ([cell.strip() for cell in line.strip().strip("|").split("|")]
+                        for line in text.splitlines() if line.startswith("|"))
+    return [header, *rows]
+
+
+def measured_cell(name: str, text: str, interval: str) -> Measured:
+    """"0.452" and "0.421 - 0.485" -> the number and its interval; also of one cell that has both,
+    "0.452 (0.421 - 0.485)"."""
+    value, bracket, inside = text.partition("(")
+    low, high = (inside.rstrip(")") if bracket else interval).split(" - ")
     return Measured(name, float(value), float(low), float(high))
+
 
 
 # --- the sections -------------------------------------------------------------------------------

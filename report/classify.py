@@ -11,6 +11,7 @@ from data.files import read_table
 from report import map_observations as of_maps
 from report import observations as of
 from report.inputs import SMALL, Inputs
+from report.pointing import NOTE, pointing_command, pointing_table
 from report.section import (
     Answer,
     Figure,
@@ -32,14 +33,18 @@ THRESHOLDS = (0.90, 0.94)  # the course's, simple and strong
 def accuracy_commands(inputs: Inputs, folder: Path) -> list[Words]:
     labels = ["--labels", str(inputs.breeds.truth)] if inputs.breeds.truth else []
     models = inputs.checkpoints["classifier"]
-    compared = [models] if inputs.ensemble else [[model] for model in models]
-    return [["p1_vit_classify.py", "eval", "--images", str(inputs.breeds.folder), *labels,
-             "--checkpoint", *checkpoints, "--figures", str(folder / str(number)),
-             *inputs.run, *inputs.limit]
-            for number, checkpoints in enumerate(compared, 1)]
+    measured = [models] if inputs.ensemble else [[model] for model in models]
+    others = [] if inputs.ensemble else models[1:]
+    photos = ["--images", str(inputs.breeds.folder), *labels, *inputs.run, *inputs.limit]
+    return [*(["p1_vit_classify.py", "eval", *photos, "--checkpoint", *checkpoints, "--figures",
+               str(folder / str(number))] for number, checkpoints in enumerate(measured, 1)),
+            *(["p1_vit_classify.py", "compare", models[0], other, *photos, "--output",
+               str(folder / f"compared_{number}")] for number, other in enumerate(others, 2))]
 
 
-def accuracy_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
+def accuracy_answer(inputs: Inputs, folder: Path, printed: list[dict]) -> Answer:
+    results, pairs = ([part for part in printed if ("difference" in part) == compared]
+                      for compared in (False, True))
     names = [" + ".join(Path(source).name for source in result["checkpoints"])
              for result in results]
     measured = [Measured(name, result["accuracy"], *result["accuracy_95"])
@@ -60,7 +65,8 @@ def accuracy_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer
         if result["total"] >= 20 else [],
         observations=of.said(
             of.few_photos(result["correct"], result["total"], result["accuracy_95"]),
-            of.told_apart(measured, percent),
+            *(of.same_photos(names[0], other, pair)
+              for other, pair in zip(names[1:], pairs, strict=True)),
             None if inputs.breeds.sample else of.threshold(measured[best], THRESHOLDS, percent),
             of.balance(result["accuracy"], result["balanced_accuracy"], len(result["per_class"])),
             of.classes(result["per_class"])))
@@ -171,10 +177,12 @@ def attention_commands(inputs: Inputs, folder: Path) -> list[Words]:
     return [["p1_attn_map.py", "--images", *map(str, inputs.breeds.shown), "--method", method,
              "--checkpoint", inputs.checkpoints["classifier"][0],
              "--output", str(folder / method), "--npz", str(folder / f"{method}.npz"),
-             *inputs.run] for method in METHODS]
+             *inputs.run] for method in METHODS] + pointing_command(
+                 "p1_attn_map.py", inputs, inputs.breeds, inputs.checkpoints["classifier"][0])
 
 
-def attention_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
+def attention_answer(inputs: Inputs, folder: Path, printed: list[dict]) -> Answer:
+    results, pointing = printed[:len(METHODS)], printed[len(METHODS):]
     rows, patches = results[0]["images"], int(np.prod(results[0]["grid"]))
     maps = [np.load(folder / f"{method}.npz")["maps"][:, 0] for method in METHODS]
     bits = [row["entropy_bits"][0] for row in rows]
@@ -192,11 +200,13 @@ def attention_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answe
               percent(row["probability"]) if row["probability"] else "-",
               f"{row['entropy_bits'][0]:.2f}",
               ", ".join(f"{value:.0f}" for value in row["mean_attention_distance"])]
-             for row in rows])],
+             for row in rows]), *(pointing_table(part["maps"]) for part in pointing)],
         figures=figures,
-        observations=of.said(of_maps.spread_of_maps(bits, patches), of_maps.corners(maps[0]),
+        observations=of.said(*(of_maps.pointing(part["maps"]) for part in pointing),
+                             of_maps.spread_of_maps(bits, patches), of_maps.corners(maps[0]),
                              of_maps.peaks_inside(maps[1], METHODS[1]),
-                             of_maps.agreement(*METHODS, maps)))
+                             of_maps.agreement(*METHODS, maps)),
+        notes=[NOTE] * len(pointing))
 
 
 # --- the sections -------------------------------------------------------------------------------
@@ -210,7 +220,8 @@ SECTIONS = (
         "The interval is Wilson's: if many test sets of this size were drawn, 95 % of such "
         "intervals would contain the true accuracy. In the confusion matrix a row is the true "
         "class and a column the predicted one, so errors stand beside the diagonal. The mean over "
-        "classes counts each class alike, however many photos it has.",
+        "classes counts each class alike, however many photos it has. Two models that have seen "
+        "the same photos are compared photo by photo, which tells more than their intervals.",
         references=(
             "Students of the course, val, with ImageNet-21k weights: ViT-L/16 95.7 %, ViT-B/16 at "
             "384 pixels 94.5 - 95.3 %, ViT-B with SAM 94.2 %; not pretrained 7.5 - 21 %.",

@@ -54,6 +54,9 @@ def make_parser() -> ArgumentParser:
     first.add_argument("--p1-labels", metavar="CSV", help="their labels, where the names have none")
     first.add_argument("--p1-show", nargs="+", metavar="PATH", help="photos to draw attention maps "
                                                                     "of")
+    first.add_argument("--p1-boxes", metavar="JSON",
+                       help="boxes of the things in them (COCO's instances, or "
+                            "docs/attention.md's form): do the maps peak inside?")
     first.add_argument("--p1-train", metavar="DIR", help="photos to train --sweep small on")
     first.add_argument("--sweep", metavar="DIR|small",
                        help="the folder of a sweep for the table of settings; small runs one")
@@ -72,6 +75,9 @@ def make_parser() -> ArgumentParser:
     captions.add_argument("--captions", metavar="JSON", help="their references, in COCO's format")
     captions.add_argument("--p2-show", nargs="+", metavar="PATH",
                           help="photos to draw the maps of words of")
+    captions.add_argument("--p2-boxes", metavar="JSON",
+                          help="boxes of the things in them: do the maps of their names peak "
+                               "inside?")
     captions.add_argument("--decoder", metavar="FILE",
                           help="the GPT-2 (decoder_model.bin) under the PEFT files")
     captions.add_argument("--compared", metavar="DIR",
@@ -86,6 +92,7 @@ def check_options(args, parser: ArgumentParser) -> None:
     if bool(args.clip_val) != bool(args.labels):
         parser.error("--clip-val DIR and --labels JSON go together")
     for option, needed in (("captions", "p2_val"), ("p1_labels", "p1_val"),
+                           ("p1_boxes", "p1_val"), ("p2_boxes", "p2_val"),
                            ("clip_truth", "clip_val"), ("sweep_weights", "sweep")):
         if getattr(args, option) and not getattr(args, needed):
             parser.error(f"--{option.replace('_', '-')} needs --{needed.replace('_', '-')}")

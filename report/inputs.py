@@ -18,6 +18,7 @@ from utils import UserError
 from safetensors import SafetensorError, safe_open
 
 from ckpt import registry
+from data.boxes import boxes_of
 from data.captions import captioned_images
 from data.folders import spread
 from data.labels import read_classes
@@ -47,6 +48,7 @@ class Photos:
     shown: tuple[Path, ...]  # those that figures are made of
     option: str  # that names the folder
     sample: bool  # whether it is the project's own
+    boxes: Path | None = None  # of the things in the photos
 
     @property
     def about(self) -> str:
@@ -85,14 +87,15 @@ class Inputs:
         return cls(
             out=out,
             breeds=_photos(args.p1_val or out / "samples" / "breeds", BREEDS, "--p1-val DIR",
-                           not args.p1_val, args.p1_labels, None, args.p1_show, args.show),
+                           not args.p1_val, args.p1_labels, None, args.p1_show, args.show,
+                           args.p1_boxes),
             scenes=_photos(args.clip_val or out / "samples" / "scenes", SCENES,
                            "--clip-val DIR with --labels JSON", not args.clip_val, args.clip_truth,
                            args.labels or SAMPLES / "scenes" / "id2label.json", None, args.show),
             captioned=_photos(args.p2_val or SAMPLES / "scenes", None,
                               "--p2-val DIR with --captions JSON", not args.p2_val,
                               args.captions if args.p2_val else SCENE_CAPTIONS, None, args.p2_show,
-                              args.show),
+                              args.show, args.p2_boxes),
             train=_folder(args.p1_train), sweep=_sweep(args.sweep),
             sweep_weights=args.sweep_weights and _file(args.sweep_weights),
             compared=args.compared and _table(args.compared, "compared.csv",
@@ -107,20 +110,26 @@ class Inputs:
 # --- photos -------------------------------------------------------------------------------------
 
 
-def _photos(folder, samples, option, sample, truth, names, shown, count) -> Photos:
+def _photos(
+    folder, samples, option, sample, truth, names, shown, count, boxes=None
+) -> Photos:
     """The photos of one problem, checked; sample photos are copied under their classes' names."""
     folder = Path(folder).absolute()
     if sample and samples:
         folder.mkdir(parents=True, exist_ok=True)
         for name, source in samples.items():
             shutil.copy2(SAMPLES / source, folder / name)  # keeps its time, so nothing runs again
-    paths = image_paths(shown) if shown else spread(list_images(folder), count)
+    inside = list_images(folder) if boxes or not shown else []
+    paths = image_paths(shown) if shown else spread(inside, count)
     if names:
         read_classes(names)
     if truth and names is None and str(truth).lower().endswith(".json"):
         captioned_images(folder, truth)
+    if boxes:
+        boxes_of(inside, boxes)
     return Photos(folder, truth and _file(truth), names and _file(names),
-                  tuple(path.absolute() for path in paths), option, sample)
+                  tuple(path.absolute() for path in paths), option, sample,
+                  boxes and _file(boxes))
 
 
 def _file(path: str | Path) -> Path:

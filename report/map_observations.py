@@ -70,6 +70,23 @@ def peaks_inside(maps: np.ndarray, method: str) -> str:
             "half of the height and of the width, which is a quarter of the area.")
 
 
+def pointing(rows: Sequence[Mapping]) -> str:
+    """The kind of map that peaks inside a box most often, beside chance and the other kinds."""
+    best = max(rows, key=lambda row: row["share"])
+    low, high = best["share_95"]
+    verdict = ("more often than by chance" if low > best["chance"] else
+               "less often than by chance" if high < best["chance"] else
+               "the interval contains chance")
+    text = (f"{best['map']} peaks inside a box most often, on {best['hits']} of {best['maps']} "
+            f"maps, {with_interval(best['share'], best['share_95'], percent)}; by chance it would "
+            f"be {percent(best['chance'])}: {verdict}.")
+    near = [row["map"] for row in rows if row is not best and row["share_95"][1] >= low]
+    if near:
+        text += (f" Its interval overlaps with {'that' if len(near) == 1 else 'those'} of "
+                 f"{listed(near)}.")
+    return text
+
+
 def spread_of_maps(bits: Sequence[float], patches: int) -> str:
     """Mean entropy of maps over ``patches``, as the number of equal patches that would have it."""
     mean = float(np.mean(bits))

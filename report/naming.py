@@ -76,7 +76,7 @@ def top5_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
              for _, label, rows in known]
     first = sum(rank == 1 for rank in ranks)
     return Answer(
-        f"the likeliest name is right on {first} of {len(known)}" if known else
+        f"the likeliest name is right on {first} of {count(len(known), 'photo')}" if known else
         f"{len(found)} photos, whose true classes are not known",
         tables=[Table(["photo", *map(str, range(1, 6))],
                       [[name, *(f"{row['name']} ({percent(row['probability'])})" for row in rows),

@@ -66,6 +66,18 @@ def paired(first: str, second: str, values: tuple[Sequence[float], Sequence[floa
             f"average; the interval ({low:+.3f} to {high:+.3f}) {verdict}.")
 
 
+def same_photos(first: str, second: str, compared: Mapping) -> str:
+    """What ``p1_vit_classify.py compare`` says of two classifiers on the same photos."""
+    gap, interval = (100 * np.array(compared[key]) for key in ("difference", "difference_95"))
+    p = compared["mcnemar_p"]
+    verdict = ("the difference is more than chance explains" if p < 0.05
+               else "the difference may be chance")
+    return (f"{first} alone is right on {count(compared['only_first_right'], 'photo')}, {second} "
+            f"alone on {compared['only_second_right']}. The first minus the second is {gap:+.1f} "
+            f"points ({interval[0]:+.1f} to {interval[1]:+.1f}), and McNemar's exact test gives "
+            f"p = {p:.2g}: {verdict}.")
+
+
 def few_photos(correct: int, total: int, interval: Sequence[float]) -> str | None:
     """Whether the test is so small that only large differences could be seen."""
     width = interval[1] - interval[0]

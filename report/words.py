@@ -11,6 +11,7 @@ from metrics.ptb import tokenize
 from report import map_observations as of_maps
 from report import observations as of
 from report.inputs import ROOT, Inputs
+from report.pointing import NOTE, pointing_command, pointing_table
 from report.section import Answer, Figure, Section, Table, Words, percent, plain
 
 READING = (
@@ -25,9 +26,11 @@ READING = (
 def words_commands(kind: str) -> Callable[[Inputs, Path], list[Words]]:
     """The command for the first checkpoint of ``kind``."""
     def commands(inputs: Inputs, folder: Path) -> list[Words]:
+        checkpoint, decoder = inputs.checkpoints[kind][0], decoder_words(inputs, kind)
         return [["p2_attn_vis.py", "--images", *map(str, inputs.captioned.shown), "--checkpoint",
-                 inputs.checkpoints[kind][0], *decoder_words(inputs, kind), "--output",
-                 str(folder), *inputs.run]]
+                 checkpoint, *decoder, "--output", str(folder), *inputs.run],
+                *([*words, *decoder] for words in pointing_command(
+                    "p2_attn_vis.py", inputs, inputs.captioned, checkpoint))]
 
     return commands
 
@@ -38,19 +41,23 @@ def decoder_words(inputs: Inputs, kind: str) -> tuple[str, ...]:
 
 
 def words_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
-    images = results[0]["images"]
+    images, pointing = results[0]["images"], results[1:]
     captions = [[word for word in image["words"] if word["word"] != "<end>"] for image in images]
     words = [word for caption in captions for word in caption]
     mean = sum(word["entropy_share"] for word in words) / max(len(words), 1)
     return Answer(
-        f"{len(words)} words, maps with {percent(mean)} of the largest entropy on average",
+        f"{len(words)} words; their maps have {percent(mean)} of the largest possible entropy on "
+        "average",
         tables=[Table(["photo", "caption", "sharpest word", "most even word"],
                       [[image["filename"], image["caption"], *extremes(caption)]
-                       for image, caption in zip(images, captions, strict=True)])],
+                       for image, caption in zip(images, captions, strict=True)]),
+                *(pointing_table(part["layers"]) for part in pointing)],
         figures=[Figure(Path(image["figure"]), f"{image['filename']}: {image['caption']}")
                  for image in images],
-        observations=of.said(of_maps.sharpest(words), of_maps.function_words(words),
-                             of_maps.shared_peak(captions)))
+        observations=of.said(*(of_maps.pointing(part["layers"]) for part in pointing),
+                             of_maps.sharpest(words), of_maps.function_words(words),
+                             of_maps.shared_peak(captions)),
+        notes=[NOTE] * len(pointing))
 
 
 def extremes(caption: list[dict]) -> list[str]:

@@ -16,7 +16,7 @@ from data.compute import Compute
 from data.photos import list_images
 from inference import classify_compare, results
 from inference.classify import classify
-from inference.classify_compare import short_names
+from inference.classify_compare import two_names
 from metrics.paired import mcnemar
 from models.classifier import load_classifier
 
@@ -154,7 +154,7 @@ def test_the_summary_says_the_difference_in_points():
     (["runs/a/best.safetensors", "runs/b/best.safetensors"], ["a/best", "b/best"]),
     (["a/best.safetensors", "a/best.safetensors"], ["first", "second"])])
 def test_names_tell_the_two_apart(sources, names):
-    assert short_names(sources) == names
+    assert two_names(sources) == names
 
 
 def test_bad_input_says_what_is_wrong(tmp_path, folder, pair, here):

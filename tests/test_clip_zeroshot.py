@@ -241,7 +241,8 @@ def test_eval_is_a_row_a_template_and_ensembles(tmp_path, photos, hub_clip, caps
         f"| {title}" for title in rows]
     assert not any(line.startswith("|") for line in errors)  # a terminal shows it on stdout
     assert table.count("\n") == 2 + len(groups)
-    assert f"| a {{}} | {rows['a {}']['accuracy']:.1%} |" in table
+    assert f"| a {{}} | {100 * rows['a {}']['accuracy']:.1f} % |" in table
+    assert "| names in ImageNet | names in ImageNet, 95 % | other names |" in table
     assert result["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-3)
     assert result["classes"] == 3 and result["model"] == str(hub_clip)
 

@@ -36,11 +36,11 @@ from data.labels import read_labels
 from data.photos import list_images
 from figures import charts
 from inference.parser import understood
+from inference.settings import combinations
 from inference.zeroshot import TEMPLATES, read_templates
 from metrics import accuracy
 from models.classifier import load_classifier
 from training.options import AUGMENTATIONS
-from training.sweep_options import combinations
 
 P1, CLIP, P2, PEFT = "p1_vit_classify.py", "clip_zeroshot.py", "p2_caption.py", "peft_caption.py"
 MAPS, TILES, WORDS = "p1_attn_map.py", "p1_pos_embed_vis.py", "p2_attn_vis.py"

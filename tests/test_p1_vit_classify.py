@@ -186,6 +186,9 @@ def test_eval_reports_and_draws(tmp_path, photos, checkpoint):
     for name in ("confusion.png", "errors.png"):
         assert min(Image.open(tmp_path / "figures" / name).size) > 300
         assert name in result.stderr
+    with open(tmp_path / "figures" / "classes.csv", newline="") as file:
+        assert [int(row["correct"]) for row in csv.DictReader(file)] == [
+            row["correct"] for row in printed["per_class"].values()]
 
 
 def test_average_is_the_mean_of_the_weights(tmp_path, here):

@@ -29,6 +29,7 @@ from ckpt import registry
 from data.compute import Compute
 from data.photos import list_images
 from data.transform import Transform
+from inference import caption_compare
 from inference import peft as inference_peft
 from inference.caption import caption_images
 from inference.peft import BaseSource, open_checkpoint
@@ -56,7 +57,8 @@ def compare_words(world, photos) -> list:
     return ["compare", *words, *(f"--eval-{word[2:]}" if str(word).startswith("--") else word
                                  for word in words), "--base", world / "base.safetensors", "--out",
             world / "runs", "--bootstrap", "20", "--clip", world / "clip.safetensors", "--rank",
-            "2", "--bottleneck", "4", "--lr-of", "full=0.003", "--html", world / "page.html", *RUN]
+            "2", "--bottleneck", "4", "--lr-of", "full=0.003", "--html", world / "page.html",
+            "--show", "3", *RUN]
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +96,94 @@ def test_a_comparison_is_one_table_of_every_method(world):
         folder = world / "runs" / row["method"]
         tensors, metadata = read_tensors(folder / "best.safetensors")
         count = sum(tensor.numel() for tensor in tensors.values())
-        assert row["trained parameters"] == f"{count:,}" and metadata["kind"] == "peft"
+        assert int(row["trained parameters"]) == count and metadata["kind"] == "peft"
         result = json.loads((folder / "result.json").read_text())
         for search in ("greedy", "beam 3"):
             for metric in ("CIDEr", "CLIPScore"):
                 low, high = result[search]["intervals_95"][metric]
-                assert row[f"{metric}, {search} (95 %)"] == (
-                    f"{result[search]['metrics'][metric]:.3f} ({low:.3f} - {high:.3f})")
+                assert row[f"{metric}, {search}"] == f"{result[search]['metrics'][metric]:.4g}"
+                assert row[f"{metric}, {search}, 95 %"] == f"{low:.4g} - {high:.4g}"
         best = max(read_csv(folder / "history.csv"), key=lambda epoch: float(epoch["val_CIDEr"]))
         assert row["best epoch"] == best["epoch"] == str(metadata["metrics"]["epoch"])
         assert metadata["recipe"]["lr"] == (0.003 if row["method"] == "full" else 0.01)
         assert str(world.parent) not in json.dumps(metadata)  # no path of this machine
-    assert (world / "runs" / "compared.md").read_text().count("\n") == 7
+    text = (world / "runs" / "compared.md").read_text()
+    assert text.count("\n") == 9 and text.startswith('"Against the best" is') and all(
+        f"| {int(row['trained parameters']):,} |" in text for row in rows)
+    scores = [float(row["CIDEr, beam 3"]) for row in rows]
+    assert [float(row["against the best"]) for row in rows] == pytest.approx(
+        [score - max(scores) for score in scores], abs=1e-3)
     assert (world / "runs" / "curves.png").stat().st_size > 10000
+    assert (world / "runs" / "most_different.png").stat().st_size > 10000
     assert len(list((world / "runs" / "features").iterdir())) == 3  # one encoding for all
+
+
+def check_sheet(cards, names, title, path, runs) -> None:
+    """The sheet has the three photos whose CIDEr, as the files of the methods have it, differs most
+    between the methods, with all captions."""
+    tables = [read_csv(runs / name / "per_image_beam3.csv") for name in names]
+    spread = [max(scores) - min(scores) for scores in
+              ([float(row["CIDEr"]) for row in rows] for rows in zip(*tables, strict=True))]
+    most = sorted(range(12), key=lambda photo: -spread[photo])[:3]
+    assert path == runs / "most_different.png" and "beam 3" in title[1]
+    assert title[0] == "The 3 of 12 photos on which the methods differ most"
+    assert [card.name for card in cards] == [tables[0][photo]["filename"] for photo in most]
+    for card, photo in zip(cards, most, strict=True):
+        rows = [table[photo] for table in tables]
+        assert card.captions == [row["caption"] for row in rows] and len(card.references) == 3
+        assert card.scores == [{metric: float(row[metric]) for metric in ("CIDEr", "CLIPScore")}
+                               for row in rows]
+
+
+def test_each_method_is_trained_with_each_value_that_concerns_it(
+        world, photos, tmp_path, capsys):
+    words = compare_words(world, photos)
+    words[words.index("--out") + 1] = tmp_path / "runs"
+    words[words.index("--html") + 1] = tmp_path / "page.html"
+    result = here(capsys, *words, "--methods", "cross", "lora", "--vary", "rank=1,2", "--vary",
+                  "lr=0.01,0.003", "--epochs", "1", "--hold-out", "6")
+    assert result.returncode == 0, result.stderr
+    rows = read_csv(tmp_path / "runs" / "compared.csv")
+    assert [(row["method"], row["rank"], row["lr"]) for row in rows] == [
+        ("cross", "", "0.01"), ("cross", "", "0.003"), ("lora", "1", "0.01"),
+        ("lora", "1", "0.003"), ("lora", "2", "0.01"), ("lora", "2", "0.003")]
+    folders = ["cross_lr-0.01", "cross_lr-0.003", "lora_rank-1_lr-0.01", "lora_rank-1_lr-0.003",
+               "lora_rank-2_lr-0.01", "lora_rank-2_lr-0.003"]
+    for row, name in zip(rows, folders, strict=True):
+        tensors, metadata = read_tensors(tmp_path / "runs" / name / "best.safetensors")
+        assert metadata["recipe"]["lr"] == float(row["lr"])
+        assert metadata["method"] == {"name": row["method"], "cross_width": None,
+                                      "options": metadata["method"]["options"]}
+        assert metadata["method"]["options"].get("rank") == (int(row["rank"] or 0) or None)
+        assert int(row["trained parameters"]) == sum(map(torch.numel, tensors.values()))
+    assert len(list((tmp_path / "runs" / "features").iterdir())) == 3  # one encoding for all
+    text = (tmp_path / "page.html").read_text()
+    assert '"lora, rank 2, lr 0.003"' in text
+    assert (tmp_path / "runs" / "most_different.png").is_file()
+    result = here(capsys, *words, "--methods", "lora", "--vary", "rank=1,2", "--vary", "lr=0.003",
+                  "--epochs", "1", "--hold-out", "6")  # done already
+    assert result.returncode == 0 and "epoch 1 " not in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("words, status, message", [
+    (["rank"], 1, "write KEY=VALUE,VALUE"),
+    (["rank=2,x"], 2, "setting rank x: argument --rank"),
+    (["rank=2,0"], 2, "setting rank 0: argument --rank"),
+    (["ranks=2,4"], 1, "--vary ranks: only sizes and options of the recipe can be varied"),
+    (["images=a,b"], 1, "--vary images: only sizes and options of the recipe"),
+    (["rank=2,4", "--methods", "cross", "prefix"], 1,
+     "--vary rank: none of the methods cross, prefix has this size"),
+    (["cross-width=16,17"], 1, "cross-width 17 is no multiple"),
+    (["targets=attn.c_attn,nowhere", "--methods", "lora"], 1, "nowhere"),
+    (["rank=1", "--vary", "rank=2"], 1, "--vary gives rank twice"),
+])
+def test_wrong_settings_are_refused_before_any_training(
+        world, photos, tmp_path, capsys, words, status, message):
+    compared = compare_words(world, photos)
+    compared[compared.index("--out") + 1] = tmp_path / "runs"
+    result = here(capsys, *compared, "--vary", *words)
+    assert result.returncode == status and message in error_lines(result)[-1], result.stderr
+    assert not list((tmp_path / "runs").glob("*/*.safetensors"))
 
 
 def test_the_page_of_a_comparison_has_every_caption(world, photos):
@@ -127,6 +203,8 @@ def test_the_page_of_a_comparison_has_every_caption(world, photos):
 
 
 def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_path, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(caption_compare, "caption_sheet", lambda *parts: sheets.append(parts))
     for part in ("base.safetensors", "c.json", "clip.safetensors"):
         shutil.copy(world / part, tmp_path)
     for part in ("features", "cross", "adapter"):
@@ -138,6 +216,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(world, photos, capsys, tmp_pa
         assert here(capsys, *words).returncode == 130
     result = here(capsys, *words)
     assert result.returncode == 0, result.stderr
+    check_sheet(*sheets[0], tmp_path / "runs")
     assert "epoch 2" in result.stderr and "epoch 1 " not in result.stderr
     for path, time in before.items():
         assert path.stat().st_mtime_ns == time
@@ -278,6 +357,7 @@ def test_a_base_is_named_as_on_the_command_line(tmp_path):
 PREDICT = "predict --output new.json --images photos "
 LORA = PREDICT + "--checkpoint lora.safetensors "
 TRAIN = "train --images photos --captions c.json --base base.safetensors --out new --hold-out 3 "
+COMPARE = TRAIN.replace("train", "compare", 1) + "--eval-images a --eval-captions b "
 
 
 @pytest.mark.parametrize("words, message", [
@@ -302,13 +382,15 @@ TRAIN = "train --images photos --captions c.json --base base.safetensors --out n
     (TRAIN + "--method adapter --bottleneck 99", "adapter would train 16,"),
     (TRAIN + "--method cross --out runs/cross", "give --resume to continue"),
     (TRAIN + "--method full --hold-out 400", "12 are too few to hold out 400"),
+    (COMPARE + "--methods lora --show 3", "--show draws where methods differ; give two or more"),
     (TRAIN, "--method"),  # from here on, wrong usage
     ("params", "one of the arguments FILE --sizes is required"),
     ("params lora.safetensors --sizes", "not allowed with"),
     (TRAIN + "--method lora --rank 0", "--rank"),
     (TRAIN + "--method prefix --prefix-length -1", "--prefix-length"),
-    (TRAIN.replace("train", "compare") + "--eval-images a --eval-captions b --lr-of lora:1",
-     "--lr-of"),
+    (COMPARE + "--lr-of lora:1", "--lr-of"),
+    (COMPARE + "--show 0", "--show: must be a whole number from 1"),
+    (COMPARE + "--show 61", "--show: must be at most 60"),
 ])
 def test_bad_input_gets_one_line_and_no_output(world, capsys, monkeypatch, words, message):
     monkeypatch.chdir(world)

@@ -20,8 +20,11 @@ import clip_zeroshot
 import p1_vit_classify
 import p2_attn_vis
 import p2_caption
+import peft_caption
 from data import processes
 from data.processes import Team, pack, unpack
+from inference.peft import BaseSource
+from models.peft import identity_of, insert, method_of, save_peft
 
 # --- in one process, with threads in the place of processes ------------------------------------
 
@@ -138,6 +141,7 @@ def main():
 run(main)
 """
 SEARCH = ["--beam", "2", "--no-repeat-ngram", "0"]
+TRAINED = "trained"  # the gradients of two processes are added in another order
 
 
 def commands(world, photos, out) -> list[list[str]]:
@@ -157,6 +161,15 @@ def commands(world, photos, out) -> list[list[str]]:
         ["p2_caption", "eval", "--images", photos, "--captions", world / "refs.json", "--clip",
          clip, "--checkpoint", captioner, "--output", out / "scores.json", "--per-image",
          out / "each.csv", *SEARCH, *small],
+        ["p2_caption", "score", "--images", photos, "--predictions", out / "captions.json",
+         "--captions", world / "refs.json", "--clip", clip, "--per-image", out / "clip_scores.csv",
+         *small],
+        ["peft_caption", "predict", "--images", photos, "--output", out / "peft.json",
+         "--checkpoint", world / "peft.safetensors", "--base", world / "base.safetensors",
+         *SEARCH, *small],
+        ["peft_caption", "train", "--method", "prefix", "--images", photos, "--captions",
+         world / "refs.json", "--base", world / "base.safetensors", "--hold-out", "2", "--epochs",
+         "1", "--features", out / "features", "--out", out / TRAINED, *small],
         ["p2_attn_vis", "--images", photos, "--checkpoint", captioner, "--output", out / "words",
          "--npz", out / "words.npz", "--limit", "3", *SEARCH, *small],
     ]
@@ -167,7 +180,9 @@ def commands(world, photos, out) -> list[list[str]]:
 def world(tmp_path_factory, photos, checkpoint):
     world = tmp_path_factory.mktemp("world")
     (world / "p1.safetensors").symlink_to(checkpoint)
-    write_base(world / "base.safetensors")
+    base = BaseSource(write_base(world / "base.safetensors")).open()
+    method = method_of("prefix")
+    save_peft(world / "peft.safetensors", insert(base, method), method, identity_of(base))
     write_captioner(world / "captioner.safetensors")
     write_clip(world / "clip.safetensors")
     write(world / "refs.json", coco(captions_of(photos)))
@@ -178,7 +193,7 @@ def world(tmp_path_factory, photos, checkpoint):
 def test_two_processes_write_what_one_writes(world, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     scripts = {"p1_vit_classify": p1_vit_classify, "clip_zeroshot": clip_zeroshot,
-               "p2_caption": p2_caption, "p2_attn_vis": p2_attn_vis}
+               "p2_caption": p2_caption, "p2_attn_vis": p2_attn_vis, "peft_caption": peft_caption}
     for script, *words in commands(world, photos, tmp_path / "one"):
         result = run_inside(scripts[script], *words, capsys=capsys)
         assert result.returncode == 0, result.stderr
@@ -187,9 +202,10 @@ def test_two_processes_write_what_one_writes(world, photos, tmp_path, monkeypatc
     result = torchrun(tmp_path / "driver.py", tmp_path / "commands.json")
     assert result.returncode == 0, result.stderr
     one, two = ({str(file.relative_to(tmp_path / side)): file.read_bytes()
-                 for file in (tmp_path / side).rglob("*") if file.is_file()}
+                 for file in (tmp_path / side).rglob("*")
+                if file.is_file() and file.parent.name != TRAINED}
                 for side in ("one", "two"))
-    assert sorted(one) == sorted(two) and len(one) == 12
+    assert sorted(one) == sorted(two) and len(one) == 16
     for name in one:
         if name.endswith(".npz"):
             arrays = [np.load(tmp_path / side / name) for side in ("one", "two")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import importlib
 import json
@@ -21,7 +22,7 @@ from makers_caption import TEXTS, write_captioner
 from makers_files import coco, write
 
 from report import command, inputs, run
-from report.html import html_page
+from report.html import html_page, prose
 from report.inputs import sort_checkpoints
 from report.markdown import escape, fenced, markdown_page
 from report.page import Page, discussions
@@ -86,8 +87,11 @@ class Links(html.parser.HTMLParser):
 # --- the page -----------------------------------------------------------------------------------
 
 
-def test_the_report_of_tiny_models(tmp_path, scripts_inside, tiny, capsys):
+def test_the_report_of_tiny_models(tmp_path, scripts_inside, tiny, checkpoint, capsys):
     out = tmp_path / "my report"
+    boxes = write(tmp_path / "boxes.json", {
+        path.name: {"name": "square", "boxes": [[0, 0, 0.5, 1]]} for path in tiny[1].iterdir()})
+    tiny = ["--p1-boxes", boxes, "--p2-boxes", boxes, *tiny, checkpoint]
     status, said = make_report(out, *tiny, capsys=capsys)
     assert status == 0, said
     page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
@@ -101,6 +105,7 @@ def test_the_report_of_tiny_models(tmp_path, scripts_inside, tiny, capsys):
     assert set(re.findall(r"\]\(#(.+?)\)", text)) == set(re.findall(r'<a id="(.+?)">', text))
     for section in SECTIONS:
         assert section.question in text and (out / "discussion" / f"{section.key}.txt").exists()
+    assert "McNemar" in text and text.count("inside a box most often") == 3
     assert "What was observed" in text and "\\-\\-sweep DIR" not in text and "--sweep DIR" in text
     # Each command in the page is the one that was run.
     typed = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("python3 ")]
@@ -187,6 +192,24 @@ def test_sweeps_and_comparisons_that_were_run_before(tmp_path, scripts_inside, c
         assert answer.figures[0].path.is_file()
 
 
+def test_a_comparison_of_numbers_is_shown_as_its_markdown_has_it(tmp_path):
+    write(tmp_path / "compared.csv",
+          'method,rank,trained parameters,"CIDEr, beam 3","CIDEr, beam 3, 95 %",against the best\n'
+          "lora,4,754176,0.4189,0.387 - 0.4521,-0.077\nfull,,3166848,0.4961,0.463 - 0.529,0\n")
+    write(tmp_path / "compared.md", "A note.\n\n| method | rank | trained parameters |\n"
+          "| --- | --- | --- |\n| lora | 4 | 754,176 |\n| full |  | 3,166,848 |\n")
+    given = inputs.Inputs.from_args(command.make_parser().parse_args(
+        [str(tmp_path / "out"), "--compared", str(tmp_path)]))
+    methods = next(section for section in SECTIONS if section.key == "peft-methods")
+    answer = methods.answer(given, tmp_path / "figures", [])
+    assert answer.result == "full: 0.496 (0.463 - 0.529)"
+    table, = answer.tables
+    assert (table.header, table.rows, table.best) == (
+        ["method", "rank", "trained parameters"],
+        [["lora", "4", "754,176"], ["full", "", "3,166,848"]], 1)
+    assert "above that of lora, rank 4" in answer.observations[0]
+
+
 def test_a_sweep_of_numbers_is_shown_in_per_cent(tmp_path):
     write(tmp_path / "sweep.csv",
           "lr,model,train accuracy,val accuracy,spread,95 % interval,against the best,epoch\n"
@@ -223,8 +246,8 @@ def test_a_command_is_run_as_a_user_would(tmp_path, checkpoint):
         ["p1_pos_embed_vis.py", "--checkpoint", str(checkpoint), "--output",
          str(tmp_path / "a b.png")])
     assert "tiny" in json.loads(printed) and lines == [] and (tmp_path / "a b.png").is_file()
-    with pytest.raises(run.Failed, match="p1_pos_embed_vis.py ended with status 1: error: .*none"):
-        run.run_command(["p1_pos_embed_vis.py", "--checkpoint", "none"])
+    with pytest.raises(run.Failed, match="p1_attn_map.py ended with status 1: error: .*none"):
+        run.run_command(["p1_attn_map.py", "--images", "none"])
 
 
 @pytest.mark.parametrize("name", ["a b.jpg", "it's.jpg", "$(touch x)`id`", "ü.jpg", "a\nb",
@@ -265,6 +288,16 @@ def test_no_text_becomes_markup(tmp_path):
     assert "(figures/odd%20%5B1%5D%28x%29.png)" in text
 
 
+@pytest.mark.parametrize("text, whole", [
+    ("give --p1-val DIR, not pre--fix", ["--p1-val"]), ("91.5 % of 447", ["91.5 %"]),
+    ("0.662 (0.275 - 1.131), -2.5 points (-4.0 to -1.0)", ["0.275 - 1.131", "-4.0 to -1.0"]),
+    ("56.6 % - 100.0 %", ["56.6 % - 100.0 %"]), ("a <b> - c", [])])
+def test_numbers_and_options_stay_on_one_line(text, whole):
+    found = prose(text)
+    assert re.findall(r'<span class="whole">(.*?)</span>', found) == whole
+    assert html.unescape(re.sub("</?span.*?>", "", found)) == text
+
+
 def test_markdown_shows_text_as_it_is():
     assert escape("a|b *c* _d_ [e] <f> & `g`") == (
         r"a\|b \*c\* \_d\_ \[e\] &lt;f&gt; &amp; \`g\`")
@@ -298,6 +331,8 @@ def test_checkpoints_are_sorted_by_what_they_say_of_themselves(tmp_path, checkpo
     (["--year", "2020"], 2, "--year"),
     (["--clip-val", "x"], 2, "--clip-val DIR and --labels JSON go together"),
     (["--captions", "x"], 2, "--captions needs --p2-val"),
+    (["--p1-boxes", "x"], 2, "--p1-boxes needs --p1-val"),
+    (["--p2-val", ROOT / "samples/scenes", "--p2-boxes", "x"], 1, "x"),
     (["--p1-val", "nowhere"], 1, "image folder"),
     (["--sweep", "nowhere"], 1, "nowhere has no sweep.csv"),
     (["--p1-show", "nowhere.jpg", "b.jpg"], 1, "nowhere.jpg is no file"),

@@ -52,6 +52,32 @@ def test_paired_differences():
     assert of.paired("A", "B", ([1.0, np.nan] * 15, [0.0, 0.5] * 15), "CIDEr") is None
 
 
+def test_two_classifiers_on_the_same_photos():
+    counts = {"only_first_right": 1, "only_second_right": 12}
+    far = of.same_photos("A", "B", counts | {"difference": -0.025, "difference_95": [-0.04, -0.01],
+                                             "mcnemar_p": 0.0034})
+    assert far == ("A alone is right on 1 photo, B alone on 12. The first minus the second is -2.5 "
+                   "points (-4.0 to -1.0), and McNemar's exact test gives p = 0.0034: the "
+                   "difference is more than chance explains.")
+    near = of.same_photos("A", "B", counts | {"difference": 0, "difference_95": [-0.01, 0.01],
+                                              "mcnemar_p": 1.0})
+    assert "p = 1: the difference may be chance" in near
+
+
+@pytest.mark.parametrize("chance, said", [
+    (0.3, "more often than by chance"), (0.5, "the interval contains chance"),
+    (0.9, "less often than by chance")])
+def test_pointing(chance, said):
+    rows = [{"map": name, "hits": hits, "maps": 20, "share": hits / 20, "chance": chance,
+             "share_95": [hits / 20 - 0.1, hits / 20 + 0.1]}
+            for name, hits in (("last", 2), ("rollout", 9), ("relevance", 10))]
+    text = maps.pointing(rows)
+    assert text.startswith("relevance peaks inside a box most often, on 10 of 20 maps, 50.0 % "
+                           f"(40.0 - 60.0 %); by chance it would be {percent(chance)}: {said}.")
+    assert text.endswith("Its interval overlaps with that of rollout.")
+    assert "overlaps" not in maps.pointing(rows[:1] + rows[2:])
+
+
 def test_few_photos_and_wide_intervals():
     assert of.few_photos(409, 447, (0.885, 0.937)) is None
     assert "3 of 5 photos right: the interval is 65 points" in of.few_photos(3, 5, (0.231, 0.882))

@@ -10,29 +10,33 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from utils import printable, read_json, warn, write_json, write_text
+from utils import UserError, printable, read_json, warn, write_json
 
 import numpy as np
 
 from data.captions import captioned_images
 from data.compute import Compute
-from data.files import check_outputs, markdown_table, read_csv, write_csv
+from data.files import check_outputs, read_csv
 from data.photos import check_images, load_image
+from data.tables import Gap, decimals, thousands, write_table
 from figures import charts, page
 from inference.caption import caption_features, patch_features
+from inference.caption_compare import SHEET, Written, write_sheet
 from inference.peft import BaseSource
 from inference.scoring import ClipScorer, Scoring, default_clip, measure, write_per_image
+from metrics.paired import difference
 from models.captioner import Captioner
 from models.checkpoint import digest, read_tensors
 from models.decoding import Search
-from models.peft import OPTIONS, count_parts, load_peft
+from models.peft import count_parts, load_peft
 from training.caption import photos_from
 from training.peft import insert_from, method_from, recipe_from, train_over, training_base
+from training.peft_settings import Row, comparison_rows
 from training.recipe import CaptionOptions
 
 BEAMS = {"greedy": 1, "beam 3": 3}
-# Options that ``train`` does not have.
-COMPARISON = ("methods", "lr_of", "eval_images", "eval_captions", "clip", "bootstrap", "html")
+NOTE = ('"Against the best" is the difference from the highest CIDEr with {search} on the same '
+        'photos, or "none" where its 95 % interval (paired bootstrap) contains 0.')
 
 
 @dataclass(frozen=True)
@@ -56,45 +60,39 @@ class EvaluationSet:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Train and measure each method of ``peft_caption.py compare``; one table and one figure."""
-    runs = [run_arguments(args, name) for name in args.methods]
-    methods = [method_from(run) for run in runs]
+    """Train and measure each method of ``peft_caption.py compare``, with each setting; one table
+    and one figure."""
+    rows = comparison_rows(args)
+    methods = [method_from(row.run) for row in rows]
+    if args.show and len(rows) < 2:
+        raise UserError("--show draws where methods differ; give two or more --methods, or --vary")
     shown = captioned_images(args.eval_images, args.eval_captions, args.limit)
-    check_outputs({"--html": args.html},
+    check_outputs({"--html": args.html, "--out": Path(args.out) / SHEET if args.show else None},
                   {"--images": args.images, "--captions": args.captions,
                    "--eval-images": list(shown), "--eval-captions": args.eval_captions,
                    "--base": args.base, "--clip": args.clip})
     images, val = photos_from(args)
     check_images(list(shown))
-    recipes = [recipe_from(run) for run in runs]
+    recipes = [recipe_from(row.run) for row in rows]
     base = training_base(args)
-    for method in methods:  # one that is too large, or does not fit, is refused before any training
-        insert_from(base, method, args)
+    for row, method in zip(rows, methods, strict=True):
+        insert_from(base, method, row.run)  # what is too large, or does not fit, is refused here
     compute = recipes[0].compute
     evaluation = evaluation_set(base, shown, compute, args)
     base_words = BaseSource.from_args(args).words()
     histories, results = {}, {}
-    for run, method, recipe in zip(runs, methods, recipes, strict=True):
-        warn(f"method {len(results) + 1} of {len(runs)}: {method.name}")
-        histories[method.name] = train_over(base, method, images, val, recipe, run)
-        results[method.name] = measure_run(Path(run.out), method.name, base, base_words,
-                                           evaluation, compute)
-        write_comparison(histories, results, Path(args.out))
+    for row, method, recipe in zip(rows, methods, recipes, strict=True):
+        warn(f"training {len(results) + 1} of {len(rows)}: {row.title}")
+        histories[row.title] = train_over(base, method, images, val, recipe, row.run)
+        results[row.title] = measure_run(Path(row.run.out), method.name, base, base_words,
+                                         evaluation, compute)
+        write_comparison(rows[:len(results)], histories, results, evaluation.scoring,
+                         Path(args.out))
+    if args.show:
+        write_comparison_sheet(args.show, rows, evaluation, Path(args.out) / SHEET)
     if args.html:
-        write_comparison_page(args.html, Path(args.out), results, evaluation)
+        write_comparison_page(args.html, rows, results, evaluation)
     warn(f"wrote compared.md, compared.csv and curves.png into {args.out}")
-
-
-def run_arguments(args: argparse.Namespace, method: str) -> argparse.Namespace:
-    """The arguments of ``train`` for one method of a comparison, as if they were typed: without the
-    sizes of other methods. A run that was stopped is resumed."""
-    other = {key for options in OPTIONS.values() for key in options} - set(OPTIONS[method])
-    own = {key: None if key in other else value for key, value in vars(args).items()
-           if key not in COMPARISON}
-    return argparse.Namespace(**own | {
-        "method": method, "lr": dict(args.lr_of).get(method, args.lr), "resume": True,
-        "out": str(Path(args.out) / method),
-        "features": CaptionOptions.from_args(args).features})  # one encoding for all methods
 
 
 def evaluation_set(
@@ -144,36 +142,82 @@ def per_image_file(run: Path, beams: int) -> Path:
 
 
 def write_comparison(
-    histories: dict[str, list[dict]], results: dict[str, dict], out: Path
+    rows: Sequence[Row], histories: dict[str, list[dict]], results: dict[str, dict],
+    scoring: Scoring, out: Path,
 ) -> None:
-    """The methods that are done: compared.md, compared.csv and the curves by epoch."""
-    columns = [(search, metric) for metric in ("CIDEr", "CLIPScore") for search in BEAMS
-               if all(metric in result[search]["metrics"] for result in results.values())]
-    header = ["method", "trained parameters", "file (MB)", "seconds an epoch", "best epoch",
-              *(f"{metric}, {search} (95 %)" for search, metric in columns)]
-    rows = []
-    for method, result in results.items():
-        best = max(histories[method], key=lambda row: row["val_CIDEr"])
-        scores = [(result[search]["metrics"][metric], *result[search]["intervals_95"][metric])
-                  for search, metric in columns]
-        rows.append([
-            method, f"{result['trained_parameters']:,}", f"{result['bytes'] / 1e6:.2f}",
-            f"{median(row['seconds'] for row in histories[method]):.0f}", best["epoch"],
-            *("{:.3f} ({:.3f} - {:.3f})".format(*score) for score in scores)])
-    write_csv(out / "compared.csv", header, rows)
-    write_text(out / "compared.md", markdown_table(header, rows))
+    """The rows that are done: compared.md, compared.csv and the curves by epoch. ``histories`` and
+    ``results`` are those of each row by its title."""
+    scores = {f"{metric}, {search}": (metric, search) for metric in ("CIDEr", "CLIPScore")
+              for search in BEAMS if metric in results[rows[0].title][search]["metrics"]}
+    columns = {"method": str} | {key: str for row in rows for key in row.options} | {
+        "trained parameters": thousands, "file (MB)": "{:.2f}".format,
+        "seconds an epoch": "{:.0f}".format, "best epoch": str}
+    for title in scores:
+        columns |= {title: decimals, f"{title}, 95 %": decimals}
+    cells = []
+    for row, gap in zip(rows, gaps(rows, results, scoring), strict=True):
+        result, history = results[row.title], histories[row.title]
+        cells.append({
+            "method": row.method, **row.options,
+            "trained parameters": result["trained_parameters"], "file (MB)": result["bytes"] / 1e6,
+            "seconds an epoch": median(epoch["seconds"] for epoch in history),
+            "best epoch": max(history, key=lambda epoch: epoch["val_CIDEr"])["epoch"],
+            "against the best": gap})
+        for title, (metric, search) in scores.items():
+            cells[-1] |= {title: result[search]["metrics"][metric],
+                          f"{title}, 95 %": result[search]["intervals_95"][metric]}
+    write_table(out / "compared.csv", out / "compared.md", columns | {"against the best": decimals},
+                cells, NOTE.format(search=widest()))
     charts.caption_curves(histories, out / "curves.png")
 
 
-def write_comparison_page(
-    file: str | Path, out: Path, results: dict[str, dict], evaluation: EvaluationSet
+def widest() -> str:
+    """The name of the search with the most beams."""
+    return max(BEAMS, key=BEAMS.get)
+
+
+def gaps(rows: Sequence[Row], results: dict[str, dict], scoring: Scoring) -> list[Gap]:
+    """How far each row's CIDEr with the widest search is from the best one's, photo by photo."""
+    search = widest()
+    best = max(rows, key=lambda row: results[row.title][search]["metrics"]["CIDEr"])
+    each = [np.array([float(image["CIDEr"]) for image in read_csv(
+        per_image_file(Path(row.run.out), BEAMS[search]), "CIDEr")]) for row in rows]
+    found = []
+    for scores in each:
+        gap, (low, high) = difference(scores, each[rows.index(best)], scoring.bootstrap,
+                                      scoring.seed)
+        found.append(Gap(gap, not low <= 0 <= high))
+    return found
+
+
+def written_captions(
+    rows: Sequence[Row], evaluation: EvaluationSet,
+) -> tuple[str, Sequence[str], list[list[dict[str, str]]]]:
+    """(the search with the most beams, metrics, for each row the photos' values of these and its
+    captions), read from the files of ``measure_run``."""
+    search = widest()
+    metrics = ("CIDEr", "CLIPScore") if evaluation.clip_scorer else ("CIDEr",)
+    return search, metrics, [read_csv(
+        per_image_file(Path(row.run.out), BEAMS[search]), *metrics, "caption") for row in rows]
+
+
+def write_comparison_sheet(
+    count: int, rows: Sequence[Row], evaluation: EvaluationSet, file: Path
 ) -> None:
-    """The page ``file``: each photo with its references and every method's caption, by the search
-    with the most beams."""
-    search, beams = max(BEAMS.items(), key=lambda item: item[1])
-    shown = ("CIDEr", "CLIPScore") if evaluation.clip_scorer else ("CIDEr",)
-    tables = [read_csv(per_image_file(out / method, beams), *shown, "caption")
-              for method in results]
+    """The figure of the ``count`` photos on which the methods' captions differ most."""
+    search, metrics, tables = written_captions(rows, evaluation)
+    written = [Written(row.title, [image["caption"] for image in table],
+                       {metric: np.array([float(image[metric]) for image in table])
+                        for metric in metrics})
+               for row, table in zip(rows, tables, strict=True)]
+    write_sheet(evaluation.paths, evaluation.references, written, count, "methods", search, file)
+
+
+def write_comparison_page(
+    file: str | Path, rows: Sequence[Row], results: dict[str, dict], evaluation: EvaluationSet
+) -> None:
+    """The page ``file``: each photo with its references and every method's caption."""
+    search, shown, tables = written_captions(rows, evaluation)
     about = {"title": "What each method writes about a photo", "truth": "references",
              "total": "mean CIDEr",
              "lead": f"{len(evaluation.paths):,} photos with the captions of {len(results)} "
@@ -183,15 +227,15 @@ def write_comparison_page(
              "methods": [{"name": method, "note": _with_interval(result[search])}
                          for method, result in results.items()]}
     with page.html_page(file, "table", about) as add:
-        for path, references, *rows in zip(evaluation.paths, evaluation.references, *tables,
-                                           strict=True):
-            scores = [float(row["CIDEr"]) for row in rows]
+        for path, references, *answers in zip(evaluation.paths, evaluation.references, *tables,
+                                              strict=True):
+            scores = [float(answer["CIDEr"]) for answer in answers]
             mean = sum(scores) / len(scores)
             entry = {"name": printable(path.name), "truth": list(references), "total": mean,
                      "totalText": f"{mean:.2f}",
-                     "answers": [{"text": row["caption"], "score": score, "note": ", ".join(
-                         f"{metric} {float(row[metric]):.2f}" for metric in shown)}
-                         for row, score in zip(rows, scores, strict=True)]}
+                     "answers": [{"text": answer["caption"], "score": score, "note": ", ".join(
+                         f"{metric} {float(answer[metric]):.2f}" for metric in shown)}
+                         for answer, score in zip(answers, scores, strict=True)]}
             photo = load_image(path, (192, 192))
             add(entry, {"photo": page.small_picture(photo, len(evaluation.paths))})
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from utils import UserError, positive_int
 
 from inference.parser import Parser
+from inference.settings import (
+    Options,
+    SettingParser,
+    combinations,
+    folder_of,
+    key_and_value,
+    option_words,
+    title_of,
+)
 from training.options import add_classifier_training
 from training.teacher_options import complete_teacher_options
-
-Options = dict[str, str]  # {"lr": "1e-3", "optimizer": "sam"}
 
 
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +50,6 @@ class Setting:
         return title_of(self.options)
 
 
-def title_of(options: Options) -> str:
-    """"lr 1e-3, optimizer sam"."""
-    return ", ".join(f"{key} {value}" for key, value in options.items())
-
-
 def read_settings(args: argparse.Namespace) -> list[Setting]:
     """Each --setting with each combination of --vary. UserError or a usage error for a wrong one.
     """
@@ -64,22 +64,14 @@ def read_settings(args: argparse.Namespace) -> list[Setting]:
     products = [setting | values for setting in given for values in varied]
     different = [options for number, options in enumerate(products)
                  if options not in products[:number]]
+    if any("out" in options for options in different):
+        raise UserError("out: a sweep names the folders of its trainings itself; leave it out")
     if args.seeds > 1 and any("seed" in options for options in different):
         raise UserError("--seeds N gives every setting its seeds; leave seed out of the settings")
     settings = [Setting(options, with_each_seed(run_arguments(args, options), args.seeds))
                 for options in different]
     refuse_shared_folders(settings)
     return settings
-
-
-def combinations(vary: list[str]) -> list[Options]:
-    """["lr=1e-3,1e-4", "optimizer=adam,sgd"] -> every {"lr": …, "optimizer": …} of the product."""
-    options = {}
-    for text in vary:
-        key, values = key_and_value(text, f"--vary {text}: write KEY=VALUE,VALUE,…")
-        options[key] = list(dict.fromkeys(values.split(",")))  # each once
-    products = itertools.product(*options.values())
-    return [dict(zip(options, values, strict=True)) for values in products]
 
 
 def one_setting(text: str) -> Options:
@@ -101,33 +93,12 @@ def one_setting(text: str) -> Options:
     return options
 
 
-def key_and_value(word: str, form: str) -> tuple[str, str]:
-    """"weight_decay=0" -> ("weight-decay", "0"); UserError that says the ``form`` otherwise."""
-    key, equals, value = word.partition("=")
-    if not equals or not key or not value:
-        raise UserError(form)
-    if key == "out":
-        raise UserError(f"{word}: a sweep names the folders of its trainings itself; leave it out")
-    return key.replace("_", "-"), value
-
-
-class SettingParser(Parser):
-    """A parser whose usage errors say which setting is wrong."""
-
-    def __init__(self, options: Options) -> None:
-        super().__init__(prog="p1_vit_classify.py sweep", add_help=False)
-        self.title = title_of(options)
-
-    def error(self, message: str) -> NoReturn:
-        super().error(f"setting {self.title}: {message}")
-
-
 def run_arguments(args: argparse.Namespace, options: Options) -> argparse.Namespace:
     """The arguments of ``train`` for one setting of a sweep, parsed as if they were typed."""
-    name = "_".join(f"{key}-{value}" for key, value in options.items()).replace("/", "-")
-    parser = SettingParser(options)
+    parser = SettingParser("p1_vit_classify.py sweep", options)
     add_classifier_training(parser)
-    words = ["--train", args.train, "--out", str(Path(args.out) / name), *option_words(options)]
+    words = ["--train", args.train, "--out", str(Path(args.out) / folder_of(options)),
+             *option_words(options)]
     parsed = parser.parse_args(words, argparse.Namespace(**vars(args)))
     complete_teacher_options(parsed, parser)
     return parsed
@@ -139,17 +110,6 @@ def with_each_seed(run: argparse.Namespace, seeds: int) -> list[argparse.Namespa
         return [run]
     return [argparse.Namespace(**vars(run) | {"seed": seed, "out": f"{run.out}/seed-{seed}"})
             for seed in range(run.seed, run.seed + seeds)]
-
-
-def option_words(options: Options) -> list[str]:
-    """{"lr": "1e-3", "pretrained": "false", "augment": "flip+crop"} -> the words one would type."""
-    words = []
-    for key, value in options.items():
-        if value in ("true", "false"):
-            words.append(f"--{key}" if value == "true" else f"--no-{key}")
-        else:
-            words += [f"--{key}", *value.split("+")]
-    return words
 
 
 def refuse_shared_folders(settings: list[Setting]) -> None:

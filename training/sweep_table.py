@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from utils import write_text
-
-from data.files import markdown_table, write_csv
+from data.tables import Gap, percent, points, write_table
 from metrics import accuracy
 from training.sweep_options import Setting
 
@@ -53,15 +51,12 @@ class Done:
 def write_sweep(done: Sequence[Done], seeds: int, out: Path) -> None:
     """sweep.csv with numbers, sweep.md for readers, and curves.png, of the settings that are done.
     """
-    keys = list(dict.fromkeys(key for row in done for key in row.setting.options))
-    names = [*keys, "train accuracy", "val accuracy", *["spread", "seeds"] * (seeds > 1),
-             "95 % interval", "against the best", "epoch", "best val accuracy", "best epoch"]
-    table = [row.setting.options | columns for row, columns in
-             zip(done, measured(done), strict=True)]
-    write_csv(out / "sweep.csv", names,
-              [[as_number(row.get(name, "")) for name in names] for row in table])
-    write_text(out / "sweep.md", NOTE + SEEDS_NOTE * (seeds > 1) + "\n\n" + markdown_table(
-        names, [[for_readers(name, row.get(name, "")) for name in names] for row in table]))
+    spread = {"spread": points, "seeds": str} if seeds > 1 else {}
+    columns = {key: str for row in done for key in row.setting.options} | {
+        "train accuracy": percent, "val accuracy": percent, **spread, "95 % interval": percent,
+        "against the best": points, "epoch": str, "best val accuracy": percent, "best epoch": str}
+    rows = [row.setting.options | values for row, values in zip(done, measured(done), strict=True)]
+    write_table(out / "sweep.csv", out / "sweep.md", columns, rows, NOTE + SEEDS_NOTE * (seeds > 1))
     curves = {row.setting.title: row.mean for row in done if row.mean}
     if curves:
         from figures import charts  # the command predict would load matplotlib too
@@ -70,8 +65,8 @@ def write_sweep(done: Sequence[Done], seeds: int, out: Path) -> None:
 
 
 def measured(done: Sequence[Done]) -> list[dict]:
-    """The columns of each setting beside its options: accuracies as shares, the interval as (low,
-    high), the distance from the best as (share, whether the interval excludes the best)."""
+    """The columns of each setting beside its options. A setting is worse than the best where its
+    interval excludes the best accuracy."""
     means = [row.mean for row in done]
     compared = accuracy.compare([mean and (mean[-1]["val_correct"], mean[-1]["val_images"])
                                  for mean in means])
@@ -84,28 +79,7 @@ def measured(done: Sequence[Done]) -> list[dict]:
         rows.append({
             "train accuracy": last["train_accuracy"], "val accuracy": result.share,
             "spread": "" if row.spread is None else row.spread, "seeds": len(row.histories),
-            "95 % interval": result.interval, "against the best": (result.behind, result.worse),
-            "epoch": int(last["epoch"]), "best val accuracy": best["val_accuracy"],
-            "best epoch": int(best["epoch"])})
+            "95 % interval": result.interval,
+            "against the best": Gap(result.behind, result.worse), "epoch": int(last["epoch"]),
+            "best val accuracy": best["val_accuracy"], "best epoch": int(best["epoch"])})
     return rows
-
-
-def as_number(value: object) -> object:
-    """What the CSV has: 0.176, "0.131 - 0.232"; the distance from the best as a number alone."""
-    if isinstance(value, tuple):
-        low, high = value
-        return f"{low:.4g}" if isinstance(high, bool) else f"{low:.4g} - {high:.4g}"
-    return f"{value:.4g}" if isinstance(value, float) else value
-
-
-def for_readers(name: str, value: object) -> object:
-    """What the Markdown has: "17.6 %", "13.1 % - 23.2 %"; "none" where nothing tells the setting
-    from the best."""
-    if name == "against the best" and value:
-        behind, worse = value
-        return f"{100 * behind:.1f} points" if worse else "none"
-    if isinstance(value, tuple):
-        return " - ".join(f"{share:.1%}".replace("%", " %") for share in value)
-    if name == "spread" and value != "":
-        return f"{100 * value:.1f} points"
-    return f"{value:.1%}".replace("%", " %") if isinstance(value, float) else value

@@ -9,6 +9,17 @@ function record(number) {
   return JSON.parse(find(`record-${number}`).textContent);
 }
 
+/** Inflate all maps of a record, wherever they stand in it, into `levels`. */
+async function unpack(part) {
+  if (typeof part !== "object" || part === null) return;
+  if ("deflated" in part) {
+    const stream = new Blob([bytesOf(part.deflated)]).stream().pipeThrough(new DecompressionStream("deflate"));
+    part.levels = new Uint8Array(await new Response(stream).arrayBuffer());
+    delete part.deflated;
+  }
+  await Promise.all(Object.values(part).filter((value) => !ArrayBuffer.isView(value)).map(unpack));
+}
+
 function bytesOf(base64) {
   return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 }
@@ -20,7 +31,12 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
+/** 0.74321 -> "74 %", 0.0612 -> "6.1 %"; the number and its sign stay on one line. */
+function percent(share) {
+  const value = 100 * share;
+  const text = value >= 9.95 ? value.toFixed(0) : value >= 0.01 ? value.toPrecision(2) : "0";
+  return `${text}\u00a0%`;
+}
 
 /** Buttons of which one is pressed; `choose(number)` runs when another one is. */
 function pressOne(buttons, number) {
@@ -33,6 +49,12 @@ function fillSelect(select, options, chosen) {
   select.value = values.includes(String(chosen)) ? chosen : values[0];
 }
 
+/** The layers, counted from 1 as in the figures; their values count from 0 as `--layer` does. */
+function fillLayers(select) {
+  fillSelect(select, Array.from({ length: page.layers }, (_, layer) => [layer, `${layer + 1} of ${page.layers}`]),
+    page.layer);
+}
+
 /** The small photos above; `show(record)` runs when another photo is chosen. */
 function photoRow(show) {
   const buttons = page.entries.map((entry, number) => {
@@ -42,6 +64,7 @@ function photoRow(show) {
   async function choose(number) {
     pressOne(buttons, number);
     const data = record(number);
+    await unpack(data);
     data.pixels = await pixelsOf(data.photo);
     if (buttons[number].getAttribute("aria-pressed") === "true") show(data);
   }
@@ -59,9 +82,8 @@ async function pixelsOf(source) {
   return context.getImageData(0, 0, canvas.width, canvas.height);
 }
 
-/** Map `number` of packed maps: its bytes, the value of byte 255, and its peak. */
+/** Map `number` of packed maps: its levels, the value of the highest level, and its peak. */
 function mapOf(packed, number, grid) {
-  packed.levels ??= bytesOf(packed.bytes);
   const cells = grid[0] * grid[1];
   return {
     levels: packed.levels.subarray(number * cells, (number + 1) * cells), grid,
@@ -100,6 +122,7 @@ function draw(canvas, photo, box, map, opacity) {
   const weight = Array.from({ length: 256 }, (_, level) =>
     opacity > 0 ? (0.35 + 0.4 * level / 255) ** ((1 - opacity) / opacity) : 0);
   const result = context.createImageData(width, height);
+  const colour = 255 / page.steps; // that a level has
   const [from, to] = [photo.data, result.data];
   for (let y = 0, at = 0; y < height; y += 1) {
     const row = down[y];
@@ -115,7 +138,7 @@ function draw(canvas, photo, box, map, opacity) {
       const below = row[1] * columns;
       const upper = map.levels[above + column[0]] * (1 - column[2]) + map.levels[above + column[1]] * column[2];
       const lower = map.levels[below + column[0]] * (1 - column[2]) + map.levels[below + column[1]] * column[2];
-      const level = Math.round(upper * (1 - row[2]) + lower * row[2]);
+      const level = Math.round((upper * (1 - row[2]) + lower * row[2]) * colour);
       const share = weight[level];
       for (let part = 0; part < 3; part += 1) {
         to[at + part] = from[at + part] * (1 - share) + colours[3 * level + part] * share;
@@ -151,5 +174,5 @@ function showScale(top, quantity, box) {
   context.putImageData(strip, 0, 0);
   const unseen = box[0] > 0.002 || box[1] > 0.002 || box[2] < 0.998 || box[3] < 0.998;
   find("scale-top").textContent = `${percent(top)} and more`;
-  find("scale-name").textContent = quantity + (unseen ? "; grey: not seen by the model" : "");
+  find("scale-name").textContent = quantity + (unseen ? "; grey: the model did not see it" : "");
 }

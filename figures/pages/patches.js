@@ -62,10 +62,11 @@ function refresh() {
   find("layer").disabled = find("head").disabled = find("start").disabled = !attention;
   find("about").textContent = METHODS[method];
   find("missing").hidden = !attention || Boolean(patchMaps());
-  const layers = photo.layers.map((layer, number) => (layer.mean ? number : null)).filter((n) => n !== null);
-  find("missing").textContent = `For this layer and head the page keeps the map of the ${page.start} `
-    + `alone, so that it stays small. The maps of patches are kept for the mean of layers ${
-      layers.join(", ") || "of a page of fewer photos"}.`;
+  const layers = photo.layers.map((layer, number) => (layer.mean ? number + 1 : 0)).filter(Boolean);
+  find("missing").textContent = `To stay small, the page has only the map of the ${page.start} for this `
+    + `layer and head. ${layers.length ? `It has the maps of all patches for the mean of the heads in ${
+      layers.length > 1 ? "layers" : "layer"} ${layers.join(", ")}.`
+      : "A page of fewer photos has those of all patches."}`;
   show();
 }
 
@@ -145,8 +146,7 @@ function showPhoto(data) {
 }
 
 for (const name of document.querySelectorAll(".start")) name.textContent = page.start;
-fillSelect(find("layer"), Array.from({ length: page.layers }, (_, layer) =>
-  [layer, layer === page.layers - 1 ? `${layer} (last)` : `${layer}`]), page.layer);
+fillLayers(find("layer"));
 find("layer").onchange = find("head").onchange = refresh;
 find("opacity").oninput = show;
 find("start").onclick = () => pin(null);

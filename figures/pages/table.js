@@ -2,6 +2,7 @@
 
 const STEP = 100; // rows that are written at once
 const MOST_COLUMNS = 6; // of methods, at the start
+const SHOWN_TRUTHS = 2; // references that are shown at once
 const methods = page.methods;
 let order = { key: "name", down: false };
 let limit = STEP;
@@ -49,7 +50,8 @@ function headCell(key, name, note) {
     sortBy(key);
     [...find("head").querySelectorAll("th[aria-sort] button")].forEach((button) => button.focus());
   } }, name, arrow));
-  if (note) cell.append(make("div", { className: "small soft" }, note));
+  // An interval stays on one line: the word joiner forbids a break behind the hyphen.
+  if (note) cell.append(make("div", { className: "small soft" }, note.replaceAll(" - ", "\u00a0-\u2060\u00a0")));
   return cell;
 }
 
@@ -69,12 +71,21 @@ function answerCell(answer, method) {
     make("div", { className: "small soft" }, answer.note));
 }
 
+/** One text, or a list of several; of many, the later ones unfold. */
+function truthParts(texts) {
+  if (texts.length === 1) return texts;
+  const list = (part) => make("ul", {}, ...part.map((text) => make("li", {}, text)));
+  const later = texts.slice(SHOWN_TRUTHS);
+  return [list(texts.slice(0, SHOWN_TRUTHS)), ...(later.length === 0 ? [] : [
+    make("details", {}, make("summary", {}, `${later.length} more`), list(later))])];
+}
+
 function rowOf(entry) {
   const photo = make("td", { className: "photo" },
     make("img", { src: record(entry.number).photo, alt: "", loading: "lazy" }));
-  const truth = entry.truth.length === 1 ? entry.truth[0]
-    : make("ul", {}, ...entry.truth.map((text) => make("li", {}, text)));
-  return make("tr", {}, photo, bodyCell("photo", entry.name), bodyCell(page.truth, truth),
+  const name = bodyCell("photo", entry.name);
+  name.className = "name";
+  return make("tr", {}, photo, name, bodyCell(page.truth, ...truthParts(entry.truth)),
     ...chosen().map((number) => answerCell(entry.answers[number], methods[number])),
     bodyCell(page.total, entry.totalText));
 }
@@ -87,6 +98,9 @@ function fill() {
   ...chosen().map((number) => headCell(number, methods[number].name, methods[number].note)),
   headCell("total", page.total));
   find("rows").replaceChildren(...found.slice(0, limit).map(rowOf));
+  const [table] = document.getElementsByTagName("table");
+  table.parentElement.classList.remove("scrolls");
+  table.parentElement.classList.toggle("scrolls", table.offsetWidth > table.parentElement.clientWidth);
   const shown = Math.min(limit, found.length);
   find("count").textContent = `${found.length.toLocaleString("en")} of ${entries.length.toLocaleString("en")} photos`
     + (shown < found.length ? `, the first ${shown} are shown` : "");

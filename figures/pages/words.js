@@ -55,8 +55,8 @@ function refreshHeads() {
   const numbers = Array.from({ length: kept ? heads : 0 }, (_, head) => [head, `head ${head}`]);
   fillSelect(find("head"), [["mean", `mean of ${heads}`], ...numbers], find("head").value);
   find("missing").hidden = kept;
-  find("missing").textContent = "The single heads of this layer are left out so that the page stays "
-    + "small; a page of fewer photos has them.";
+  find("missing").textContent = "To stay small, the page has only the mean of the heads for this "
+    + "layer; a page of fewer photos has each head.";
   refresh();
 }
 
@@ -105,8 +105,7 @@ find("captions").addEventListener("keydown", (event) => {
     chips[next].button.focus();
   }
 });
-fillSelect(find("layer"), Array.from({ length: page.layers }, (_, layer) =>
-  [layer, layer === page.layers - 1 ? `${layer} (last)` : `${layer}`]), page.layer);
+fillLayers(find("layer"));
 find("layer").onchange = refreshHeads;
 find("head").onchange = refresh;
 find("opacity").oninput = () => show(shown);
