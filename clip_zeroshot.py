@@ -84,6 +84,7 @@ from inference.zeroshot import (
     unique,
     zero_shot_predictions,
 )
+from inference.zeroshot_page import write_zeroshot_page
 from metrics.retrieval import recall
 from training.options import add_clip_pairs_training, add_clip_words_training
 
@@ -128,8 +129,6 @@ def evaluate(args):
     targets = np.array([class_of[path] for path in readable])
     rows = template_accuracies(zero_shot, images, targets, groups)
     if args.html:
-        from inference.zeroshot_page import write_zeroshot_page
-
         write_zeroshot_page(args.html, zero_shot, readable, images, targets, groups, rows)
     for file in args.table or ():
         write_form(file, *accuracy_table(rows))
