@@ -67,7 +67,6 @@ from inference.options import (
 )
 from inference.parser import Parser
 from inference.results import of_captions, write_result
-from inference.search_table import compare_searches
 from metrics.captions import describe
 from training.options import add_caption_training, add_language_training
 
@@ -105,6 +104,8 @@ def evaluate(args):
     """
     complete_captioner_options(args)
     if args.vary or args.out:
+        from inference.search_table import compare_searches
+
         return compare_searches(args)
     images = captioned_images(args.images, args.captions, args.limit)
     if args.record and args.model:

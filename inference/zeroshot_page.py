@@ -10,7 +10,6 @@ from utils import printable
 import numpy as np
 
 from data.photos import load_image
-from figures import page
 from inference.zeroshot import ZeroShot, classifiers
 
 
@@ -20,6 +19,8 @@ def write_zeroshot_page(
 ) -> None:
     """Write the page ``file`` of the photos ``paths``, whose features are ``images`` (N, D) and
     whose class indices are ``targets`` (N,). ``rows`` are those of ``template_accuracies``."""
+    from figures import page  # matplotlib: every command of clip_zeroshot.py would load it
+
     names = [printable(name).replace("_", " ") for name in zero_shot.classes.values()]
     answers = [zero_shot.probabilities(images, templates)
                for templates in classifiers(groups).values()]

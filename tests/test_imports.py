@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,19 @@ def test_what_must_be_fast_imports_no_torch():
             new = {name for name in names & modules.keys() if name not in seen}
             seen |= new
             queue += [modules[name] for name in new]
+
+
+@pytest.mark.parametrize("script", ["p1_vit_classify", "p2_caption", "clip_zeroshot",
+                                    "peft_caption"])
+def test_what_predicts_starts_without_matplotlib(script):
+    code = f"import sys, {script}; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_scoring_a_file_loads_neither_pillow_nor_the_network():
+    code = ("import sys, p2_caption, inference.scoring; "
+            "sys.exit(bool({'PIL', 'http.client', 'ssl', 'torch'} & sys.modules.keys()))")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_at_the_top_level_stand_the_questions_alone():

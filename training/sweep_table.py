@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from data.tables import Gap, percent, points, write_table
-from figures import charts
 from metrics import accuracy
 from training.sweep_options import Setting
 
@@ -60,6 +59,8 @@ def write_sweep(done: Sequence[Done], seeds: int, out: Path) -> None:
     write_table(out / "sweep.csv", out / "sweep.md", columns, rows, NOTE + SEEDS_NOTE * (seeds > 1))
     curves = {row.setting.title: row.mean for row in done if row.mean}
     if curves:
+        from figures import charts  # the command predict would load matplotlib too
+
         charts.training_curves(curves, out / "curves.png")
 
 
