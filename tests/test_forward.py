@@ -107,14 +107,14 @@ def under_autocast(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return model(images).float()
 
 
-def test_a_vit_is_held_in_bf16_but_for_norms_and_head(vit):
+def test_linear_layers_of_a_vit_are_held_in_bf16_but_for_its_head(vit):
     before = {name: value.clone() for name, value in vit.state_dict().items()}
-    held = held_in_bf16(vit, "cpu")
+    held = held_in_bf16(vit)
     types = {name: value.dtype for name, value in held.named_parameters()}
-    in_float32 = {name for name, dtype in types.items() if dtype == torch.float32}
-    assert in_float32 == {name for name in types if "norm" in name or name.startswith("head.")}
-    assert {types["pos_embed"], types["blocks.0.ls1.gamma"], types["patch_embed.proj.weight"]} == {
-        BF16}
+    rounded = {name for name, dtype in types.items() if dtype == BF16}
+    layers = ("attn.qkv.", "attn.proj.", "mlp.fc1.", "mlp.fc2.", "patch_embed.proj.")
+    assert rounded == {name for name in types if any(layer in name for layer in layers)}
+    assert held.pos_embed is vit.pos_embed  # shared: no memory is taken twice
     for name, value in vit.state_dict().items():  # the model that was given is as it was
         assert value.dtype == torch.float32 and torch.equal(value, before[name])
 
@@ -125,8 +125,8 @@ def test_a_vit_in_bf16_is_as_exact_as_autocast(vit):
         exact = vit(images)
     ours = Forward(vit, Compute("cpu", "bf16", 4))(images)
     assert ours.dtype == torch.float32
-    assert largest_error(ours, exact) < max(2 * largest_error(under_autocast(vit, images), exact),
-                                            0.01)
+    assert largest_error(ours, exact) < max(
+        1.5 * largest_error(under_autocast(vit, images), exact), 0.01)
     as_float = Forward(vit, Compute("cpu", "fp32", 4))(images)
     torch.testing.assert_close(as_float, exact, atol=1e-6, rtol=1e-5)
 
@@ -142,15 +142,6 @@ def test_a_convolutional_network_computes_the_same_as_under_autocast(name):
     assert largest_error(Forward(model, Compute("cpu", "bf16", 4))(images), exact) <= 2 * error
     torch.testing.assert_close(Forward(model, Compute("cpu", "fp32", 4))(images), exact,
                                atol=1e-4, rtol=1e-4)
-
-
-def test_on_a_gpu_only_weights_are_rounded(vit):
-    held = held_in_bf16(vit, "cuda")
-    types = {name: value.dtype for name, value in held.named_parameters()}
-    assert types["blocks.0.mlp.fc1.weight"] == BF16
-    assert {types["pos_embed"], types["blocks.0.ls1.gamma"], types["norm.weight"]} == {
-        torch.float32}
-    assert held.pos_embed is vit.pos_embed  # shared: no memory is taken twice
 
 
 def test_a_vit_without_its_head(vit):
@@ -179,7 +170,7 @@ def test_fused_linear_layers_against_their_formula(gelu, bias):
 def test_only_the_exact_gelu_is_fused(vit):
     tanh = with_random_head("test_vit3", act_layer="gelu_tanh")
     for model, fused in ((vit, True), (tanh, False)):
-        held = held_in_bf16(model, "cpu")
+        held = held_in_bf16(model)
         fuse_linear(held)
         mlp = held.blocks[0].mlp
         assert isinstance(mlp.act, nn.Identity) == mlp.fc1.gelu == fused
