@@ -37,25 +37,24 @@ from training.loop import Task, check_out, fit_recipe
 from training.optimizers import parameter_groups
 from training.recipe import Recipe, check_files, describe_training, photos_digest
 
-# What people write around a name. The words of FILL take turns in them, so that the tower learns to
-# read the name and not the words beside it.
+# What people write around a name. The words of FILL, and other names, take turns in them, so that the
+# tower learns to read the name and not what stands beside it.
 PHRASES = (
     "{name}", "a {name}", "the {name}", "some {name}", "two {name}s", "many {name}s",
     "a {kind} of a {name}", "a {kind} of {name}", "this is a {kind} of {name}",
     "a {look} {kind} of the {name}", "a {look} {kind} of a {name}.", "a {look} {name}",
     "a {name} {kind}.", "this is a {name} {kind}.", "the {name} in a {kind}", "it is a {name}.",
     "a {kind} of a {name}, a type of {group}", "a {name}, which is a {group}",
-    "there is no {name} here.", "this is not a {kind} of {name}", "no {name}, no {thing}.",
-    "a {name}, and nothing else.", "my {name} and its {thing}", "what a {look} {name}!",
+    "there is no {name} here.", "this is not a {kind} of {name}", "no {name}, no {other}.",
+    "a {name}, and nothing else.", "a {name}, not a {other}", "what a {look} {name}!",
 )
 FILL = {
     "kind": ("photo",) * 4 + ("picture", "image", "drawing", "painting", "sketch", "cartoon",
                               "video", "snapshot", "close-up", "rendering"),
     "look": ("small", "large", "blurry", "bright", "dark", "good", "bad", "low contrast",
              "high contrast", "black and white", "low resolution", "cropped", "clean", "dirty",
-             "nice", "strange", "old", "colorful"),
+             "nice", "strange", "old", "colorful", "big", "huge", "little", "beautiful", "real"),
     "group": ("animal", "pet", "plant", "vehicle", "food", "thing", "object", "building", "tool"),
-    "thing": ("fun", "game", "problem", "money", "name", "answer", "prize", "friends", "idea"),
 }
 
 
@@ -73,6 +72,7 @@ class NamePhrases:
         random = np.random.default_rng([self.seed, epoch])
         self.drawn = random.choice(len(self.names), self.count, p=self.weights)
         self.phrases = random.integers(0, len(PHRASES), self.count)
+        self.others = random.choice(len(self.names), self.count, p=self.weights)
         self.filled = {key: random.integers(0, len(words), self.count)
                        for key, words in FILL.items()}
 
@@ -81,7 +81,8 @@ class NamePhrases:
 
     def text(self, place: int) -> str:
         words = {key: FILL[key][drawn[place]] for key, drawn in self.filled.items()}
-        return PHRASES[self.phrases[place]].format(name=self.names[self.drawn[place]], **words)
+        return PHRASES[self.phrases[place]].format(
+            name=self.names[self.drawn[place]], other=self.names[self.others[place]], **words)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         return full_length_ids(self.model, self.text(place)), self.drawn[place]
