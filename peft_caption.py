@@ -21,8 +21,8 @@ also train bottlenecks, keys and values, or low-rank changes of weights; full al
 decoder. The best epoch is the one with the highest CIDEr on photos held out of training.
 compare continues where it was stopped, and does not repeat what is done.
 
-What to expect: prefix, which ships, has CIDEr 0.452 on 1,000 photos of Flickr8k val with 0.6 M
-trained parameters; an epoch over Flickr8k's train takes 46 s on two CPU cores. docs/peft.md has the
+What to expect: prefix, which ships, has CIDEr 0.438 on 1,000 photos of Flickr8k val with 0.6 M
+trained parameters; an epoch over Flickr8k's train takes 53 s on one CPU core. docs/peft.md has the
 commands and the table of all methods, docs/results.md every figure with its data and interval.
 How to read the table: two methods whose 95 % intervals overlap widely cannot be told apart on so
 few photos.

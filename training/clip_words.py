@@ -37,8 +37,8 @@ from training.loop import Task, check_out, fit_recipe
 from training.optimizers import parameter_groups
 from training.recipe import Recipe, check_files, describe_training, photos_digest
 
-# What people write around a name. The words of FILL, and other names, take turns in them, so that the
-# tower learns to read the name and not what stands beside it.
+# What people write around a name. The words of FILL, and other names, take turns in them, so that
+# the tower learns to read the name and not what stands beside it.
 PHRASES = (
     "{name}", "a {name}", "the {name}", "some {name}", "two {name}s", "many {name}s",
     "a {kind} of a {name}", "a {kind} of {name}", "this is a {kind} of {name}",
