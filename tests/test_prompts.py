@@ -21,7 +21,8 @@ from inference.results import of_prompts
 from inference.zeroshot import ZeroShot
 from metrics.accuracy import summarize, wilson_interval
 from metrics.paired import accuracy_gap, mcnemar
-from models.clip import Clip, open_clip
+from models.clip import open_clip
+from models.forward import Forward
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
 NAMES = {"0": "red thing", "1": "dog", "2": "palm tree"}
@@ -48,8 +49,8 @@ def prompts(tmp_path, photos, clip_file, capsys):
 def test_the_choice_is_made_on_one_part_and_measured_on_the_other(
         tmp_path, photos, clip_file, prompts, monkeypatch):
     calls = []
-    encode = Clip.encode_image
-    monkeypatch.setattr(Clip, "encode_image",
+    encode = Forward.__call__
+    monkeypatch.setattr(Forward, "__call__",
                         lambda self, images: calls.append(len(images)) or encode(self, images))
     status, result, errors = prompts("--output", tmp_path / "t.csv")
     assert status == 0 and not errors and sum(calls) == 12  # each photo once
