@@ -102,7 +102,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     def terminate(*_) -> NoReturn:
         raise Terminated
     _prepare_streams()
-    gc.set_threshold(50_000, 20, 20)  # importing torch and timm is a fifth faster (docs/speed.md)
+    gc.set_threshold(50_000, 20, 20)  # imports create much of which almost nothing is ever freed
     line = ""
     try:
         if signal.getsignal(signal.SIGINT) is _stop_at_once:
