@@ -13,6 +13,7 @@ from utils import UserError, one_line, read_json, read_text, warn
 import numpy as np
 
 from data.files import read_mapping
+from data.folders import spread
 from data.photos import list_images
 
 Classes = Mapping[str, str] | Sequence[str]  # labels, with their readable names where known
@@ -127,10 +128,14 @@ def labelled_folders(
     """((training images, their labels), (validation images, their labels)).
 
     Validation images are those of the folder ``val``, or with ``hold_out`` a tenth of the training
-    folder, which are then not trained on, or else none. ``limit`` keeps that many of each folder.
+    folder, which are then not trained on, or else none. ``limit`` keeps that many of each folder,
+    of the training folder at least one of each label.
     """
-    paths = list_images(train, limit)
+    paths = list_images(train)
     labels = read_labels(paths, labels_csv)
+    if limit is not None:
+        kept = spread_over_labels(labels, limit)
+        paths, labels = [paths[i] for i in kept], [labels[i] for i in kept]
     if val:
         val_paths = list_images(val, limit)
         return (paths, labels), (val_paths, read_labels(val_paths, labels_csv, sort_labels(labels)))
@@ -138,6 +143,19 @@ def labelled_folders(
         return (paths, labels), ([], [])
     parts = hold_out_tenth(paths, labels)
     return tuple(([paths[i] for i in part], [labels[i] for i in part]) for part in parts)
+
+
+def spread_over_labels(labels: Sequence[str], limit: int) -> list[int]:
+    """Indices of ``limit`` items in their order: the first of each label, and others spread evenly.
+
+    Raises UserError where there are more labels than ``limit``.
+    """
+    first = {label: index for index, label in reversed([*enumerate(labels)])}
+    if limit < len(first):
+        raise UserError(f"--limit {limit} is less than an image of each of the {len(first)} "
+                        f"labels; give at least {len(first)}")
+    others = sorted({*range(len(labels))} - {*first.values()})
+    return sorted([*first.values(), *spread(others, limit - len(first))])
 
 
 def sort_labels(labels: Sequence[str]) -> list[str]:

@@ -127,6 +127,19 @@ def test_labelled_folders_validate_on_a_folder_on_a_tenth_or_on_nothing(tmp_path
     assert len(paths) == 4 and val == ([], [])
 
 
+def test_a_limit_keeps_an_image_of_each_label(tmp_path):
+    # spread evenly over 2,111 photos of 37 kinds, 64 would miss the rare ones, and --val has them
+    for number in range(20):
+        make_photo(tmp_path / "train" / f"{'cat' if number else 'dog'}_{number}.png")
+    make_photo(tmp_path / "val" / "dog_x.png")
+    (paths, labels), _ = labelled_folders(tmp_path / "train", tmp_path / "val", False, limit=6)
+    assert len({*paths}) == 6 and labels.count("dog") == 1
+    assert paths == sorted(paths, key=list(list_images(tmp_path / "train")).index)
+    assert len(labelled_folders(tmp_path / "train", None, False, limit=99)[0][0]) == 20
+    with pytest.raises(UserError, match="--limit 1 is less than an image of each of the 2 labels"):
+        labelled_folders(tmp_path / "train", None, False, limit=1)
+
+
 # --- photos -------------------------------------------------------------------------------------
 
 
