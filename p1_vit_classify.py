@@ -240,9 +240,9 @@ def make_parser():
                            help="filename,label (default: the labels in the file names)")
     comparing.add_argument("--maps", nargs="?", const="relevance", choices=MAPS,
                            help="also draw where each model looks, by this method of "
-                                "p1_attn_map.py (default: relevance)")
+                                "p1_attn_map.py (--maps alone: relevance)")
     comparing.add_argument("--output", default="runs/compare", metavar="DIR",
-                           help=f"folder for {', '.join(COMPARED)} (default: runs/compare)")
+                           help=f"folder for {', '.join(COMPARED)}")
     add_json_option(comparing)
 
     add_classifier_training(add_command(commands, "train", train,

@@ -225,8 +225,7 @@ def add_caption_comparison(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", required=True, metavar="JSON",
                         help="references in COCO's format, of images in --images")
     parser.add_argument("--output", default="runs/compare", metavar="DIR",
-                        help="folder for compared.md, compared.csv and most_different.png "
-                             "(default: runs/compare)")
+                        help="folder for compared.md, compared.csv and most_different.png")
     add_show_option(parser, "captioners", 12)
     add_run_options(parser, None)
     add_search_options(parser)

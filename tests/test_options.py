@@ -1,4 +1,4 @@
-"""Every option of every command is read by the code that the command runs."""
+"""Every option of every command is read by the code that the command runs, and its help is sound."""
 
 from __future__ import annotations
 
@@ -90,3 +90,12 @@ def test_every_option_of_every_command_is_read(name):
         options = {action.dest for action in parser._actions} - {"help", "command"}
         unread = options - options_read(start)
         assert not unread, f"{name} {command}: {', '.join(sorted(unread))} are read nowhere"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_names_each_default_once(name):
+    for command, parser in commands_of(parser_of(importlib.import_module(name))):
+        formatter = parser._get_formatter()
+        for action in parser._actions:
+            text = formatter._expand_help(action) if action.help else ""
+            assert text.count("(default") <= 1, f"{name} {command} {action.dest}: {text}"
