@@ -162,12 +162,15 @@ def _prepare_streams() -> None:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps a script's docstring as it is written and shows each option's default."""
+    """Keeps a script's docstring as it is written, and shows defaults as they would be typed."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # argparse adds a default only where there is help text, and would print "None" and "False".
-        hidden = action.default is None or action.default is False
-        return action.help if hidden else super()._get_help_string(action)
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        if isinstance(action.default, list):
+            typed = " ".join(action.default).replace("%", "%%")
+            return f"{action.help} (default: {typed})"
+        return super()._get_help_string(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -191,7 +194,6 @@ def _number(kind: type, allowed: Callable[[float], bool], rule: str) -> Callable
         if value is None or not allowed(value):
             raise argparse.ArgumentTypeError(f"must be {rule}, not {text}")
         return value
-
     return parse
 
 
@@ -314,7 +316,5 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
 def progress(total: int | None, title: str, unit: str, done: int = 0):
     """A progress bar on stderr; where stderr is a log file, a line now and then."""
     from tqdm import tqdm
-
-    return tqdm(total=total, desc=title, unit=unit, disable=muted,
-                dynamic_ncols=True, initial=done, unit_scale=unit == "B",
-                mininterval=0.2 if sys.stderr.isatty() else 20)
+    return tqdm(total=total, desc=title, unit=unit, disable=muted, dynamic_ncols=True, initial=done,
+                unit_scale=unit == "B", mininterval=0.2 if sys.stderr.isatty() else 20)

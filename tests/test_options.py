@@ -1,4 +1,4 @@
-"""Every option of every command is read by the code that the command runs, and its help is sound."""
+"""Every option of every command is read by the code that the command runs; help is sound."""
 
 from __future__ import annotations
 
@@ -93,9 +93,10 @@ def test_every_option_of_every_command_is_read(name):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_names_each_default_once(name):
+def test_help_names_each_default_once_and_as_it_is_typed(name):
     for command, parser in commands_of(parser_of(importlib.import_module(name))):
         formatter = parser._get_formatter()
         for action in parser._actions:
             text = formatter._expand_help(action) if action.help else ""
             assert text.count("(default") <= 1, f"{name} {command} {action.dest}: {text}"
+            assert "default: [" not in text, f"{name} {command} {action.dest}: {text}"
