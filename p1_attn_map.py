@@ -85,6 +85,14 @@ def readable(classifier, label):
     return classifier.name_of(classifier.classes[index]).replace("_", " ")
 
 
+def target_classes(classifier, labels):
+    """The logits of the classes that --class names; UserError for a class that it names twice."""
+    targets = [classifier.index_of(label, "--class") for label in labels]
+    if len(set(targets)) < len(targets):
+        raise UserError(f"--class {' '.join(labels)} names one class twice; give each class once")
+    return targets
+
+
 # --- figures ------------------------------------------------------------------------------------
 
 
@@ -157,7 +165,7 @@ def draw_all(classifier, paths, compute, args):
 
     model = classifier.model
     figures, sheets = figure_files(args.output, paths, ending(args)), sheet_files(args, paths)
-    targets = [classifier.index_of(label, "--class") for label in args.targets]
+    targets = target_classes(classifier, args.targets)
     unreadable, rows, kept, sheet = [], [], [], []
     for names, images in normalized_batches(
             classifier.transform, paths, compute, unreadable, "attention"):

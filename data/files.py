@@ -44,6 +44,12 @@ def check_outputs(outputs: Named, inputs: Named) -> None:
             if identity in taken and open_descriptor(path) is None:
                 raise UserError(_replaces(option, path, taken[identity][0]))
             taken[identity] = option, path
+    for option, path in list(taken.values()):
+        for folder in Path(os.path.realpath(path)).parents:
+            if str(folder) in taken:
+                other, file = taken[str(folder)]
+                raise UserError(f"{other} {file} would be the folder of {option} {path}, too; give "
+                                f"another {other}")
     for option, path in _each(inputs):  # of which there may be a million
         for identity in identities(path):
             if identity in taken:

@@ -61,6 +61,7 @@ class SettingParser(Parser):
         self.title = title_of(options)
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "must be true or false, not")
         super().error(f"setting {self.title}: {message}")
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
@@ -87,6 +88,8 @@ def option_words(options: Options) -> list[str]:
     for key, value in options.items():
         if value in ("true", "false"):
             words.append(f"--{key}" if value == "true" else f"--no-{key}")
-        else:
+        elif "+" in value:
             words += [f"--{key}", *value.split("+")]
+        else:
+            words.append(f"--{key}={value}")  # which may begin with a dash
     return words

@@ -15,7 +15,8 @@ PREFIXES = ("hf:", "hf-hub:", "hf_hub:", "https://huggingface.co/", "huggingface
 
 def local_file(source: str | Path) -> Path | None:
     """The file behind ``--model``: itself, the weights in a folder, or those of ``hf:owner/name``,
-    fetched unless they are in the hub's cache. None for what is no file, so a name to look up."""
+    fetched unless they are in the hub's cache; also a file that is missing, where no model can be
+    called so. None for what is no file, so a name to look up."""
     path, name = Path(source), hub_name(str(source))
     if name is not None:
         return _from_hub(name)
@@ -24,7 +25,8 @@ def local_file(source: str | Path) -> Path | None:
 
         named = _named_weights(path)
         return named[0] if named else None if timm.is_model(str(source)) else weights_in(path)
-    return path if path.is_file() or path.suffix in SUFFIXES else None
+    in_a_folder = path.is_absolute() or path.parent != Path() and path.parent.is_dir()
+    return path if path.is_file() or path.suffix in SUFFIXES or in_a_folder else None
 
 
 def hub_name(source: str) -> str | None:

@@ -180,8 +180,8 @@ def preprocessing_of(model: nn.Module, config: dict) -> dict:
 def _check_known(name: str, args: dict) -> None:
     """UserError for a name that timm does not know, or a model too large for any machine."""
     if not timm.is_model(name):
-        raise UserError(f"timm knows no model {name}; the nearest names are "
-                        f"{', '.join(nearest_names(name))}")
+        raise UserError(f"{name} is no file, and timm knows no model of this name; the nearest "
+                        f"names are {', '.join(nearest_names(name))}")
     size = args.get("img_size") or 1
     sides = size if isinstance(size, (tuple, list)) else [size]
     if not (0 < args.get("depth", 1) <= MOST_LAYERS

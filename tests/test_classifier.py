@@ -134,7 +134,7 @@ def test_tables_that_depend_on_the_image_size_are_resampled(tmp_path):
 
 
 @pytest.mark.parametrize("name, options, message", [
-    ("resnet1", {}, "timm knows no model resnet1; the nearest names are resnet18"),
+    ("resnet1", {}, "timm knows no model of this name; the nearest names are resnet18"),
     ("resnet18.nobody", {}, "resnet18.nobody: Invalid pretrained tag"),
     ("test_resnet", {"num_heads": 2}, "--num-heads: test_resnet is a ResNet; only the heads of"),
     ("densenet121", {"drop_path": 0.1}, "--drop-path: densenet121 is a DenseNet, which has no"),

@@ -264,6 +264,15 @@ def test_folders(tmp_path):
         local_file(tmp_path / "parts")
 
 
+def test_a_path_that_is_missing_is_no_name_of_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for missing in (str(tmp_path / "nope"), "/nowhere/nope", "runs/nope", "./runs/nope"):
+        with pytest.raises(UserError, match="checkpoint .*nope does not exist"):
+            open_vit(missing)
+    assert local_file("vit_tiny") is None and local_file("ViT-B/32") is None
+
+
 # --- NaN ----------------------------------------------------------------------------------------
 
 
@@ -393,7 +402,7 @@ def test_names_as_users_type_them(tmp_path, monkeypatch, capsys):
 ])
 def test_the_right_spelling_of_timms_names(typed, nearest):
     for use in (open_vit, build_vit, lambda name: build_classifier(name, CLASSES)):
-        with pytest.raises(UserError, match=f"knows no .*{typed}; the nearest names are {nearest}"):
+        with pytest.raises(UserError, match=f"{typed} .*; the nearest names are {nearest}"):
             use(typed)
 
 

@@ -164,6 +164,10 @@ def test_deletion_of_a_model_that_uses_one_patch():
     (["--images", "photos", "--method", "relevance", "--class", "nam 1"], 1,
      "did you mean name 1?"),
     (["--images", "photos", "--class", "0"], 1, "--class goes with --method relevance"),
+    (["--images", "photos", "--method", "relevance", "--class", "0", "name 0"], 1,
+     "--class 0 name 0 names one class twice; give each class once"),
+    (["--images", "photos", "--html", "out", "--output", "out"], 1,
+     "--html out would be the folder of --output out"),
     (["--images", "photos", "--layer", "0", "--method", "rollout"], 1, "goes with --method last"),
     (["--images", "photos", "--output", "x.png"], 1, "give a folder"),
     (["--images", "photos", "--faithfulness", "--npz", "x.npz"], 1, "--npz has no effect with"),
@@ -328,7 +332,7 @@ def test_the_tile_of_a_patch_is_at_its_place_with_one_scale(tmp_path, monkeypatc
 @pytest.mark.parametrize("words, status, message", [
     (["--model", "vit_small_patch16_dinov3"], 1, "vit_small_patch16_dinov3 is a Eva with rotary"),
     (["--checkpoint", "gone.safetensors"], 1, "gone.safetensors does not exist"),
-    (["--model", "nobody"], 1, "timm knows no model nobody"),
+    (["--model", "nobody"], 1, "nobody is no file, and timm knows no model"),
     (["--tiles"], 2, "--tiles"),
     *[([option, "cpu"], 2, option) for option in (
         "--device", "--precision", "--batch-size", "--limit", "--seed")],

@@ -103,6 +103,8 @@ def test_a_setting_of_which_one_seed_diverged_has_no_mean(tmp_path):
     (["--seeds", "0", "--vary", "lr=1"], 2, "--seeds"),
     (["--setting", "about=a/b", "--setting", "about=a-b"], 1, "would both be written into"),
     (["--vary", "lr=1,x"], 2, "setting lr x: "),
+    (["--setting", "freeze=maybe"], 2, "--freeze: must be true or false, not 'maybe'"),
+    (["--setting", "weights=-w.safetensors"], 1, "checkpoint -w.safetensors does not exist"),
     (["--vary", "weights=w.safetensors,no.safetensors"], 1,
      "setting weights no.safetensors: checkpoint no.safetensors does not exist"),
     (["--vary", "num-heads=4,5"], 1, "setting num-heads 5: "),

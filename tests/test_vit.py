@@ -68,7 +68,7 @@ def test_a_head_is_kept_only_over_the_same_classes(checkpoint):
 
 
 @pytest.mark.parametrize("name, options, message", [
-    ("vit_of_nobody", {}, "timm knows no model vit_of_nobody; the nearest .* vit_"),
+    ("vit_of_nobody", {}, "vit_of_nobody is no file, .* no model .*; the nearest .* vit_"),
     (TINY, {"num_heads": 5}, "--num-heads 5 does not divide test_vit's width of 64"),
     (TINY, {"image_size": 50}, "--image-size 50 is not a multiple .* try 48"),
     (TINY, {"weights": "nowhere.pth"}, "nowhere.pth does not exist"),
