@@ -24,6 +24,7 @@ from report.words import best_worst_section, captions_lack, words_section
 RESAMPLES = "1000"  # behind the intervals of the metrics
 METRICS = ("CIDEr", "CLIPScore", "BLEU-4", "ROUGE-L")
 BEAMS = ("1", "3")  # searches that the best captioner's own is compared with
+MOST_DIFFERENT = "6"  # photos on which several captioners are shown side by side
 MOST_PARAMETERS = 35_000_000  # the course's limit
 COURSE = ("The course's thresholds, CIDEr and CLIPScore: 0.72 and 0.67 (simple), 0.87 and 0.70 "
           "(strong) in 2022; 0.80 and 0.68, 0.89 and 0.71 in 2023.")
@@ -36,12 +37,12 @@ SCORES = (
 # --- scores -------------------------------------------------------------------------------------
 
 
-def scored(inputs: Inputs, script: str, checkpoint: str, *words: str) -> Words:
-    """The command that scores one captioner on the captioned photos."""
+def scored(inputs: Inputs, script: str, *words: str) -> Words:
+    """The command that scores captioners, which ``words`` name, on the captioned photos."""
     clip = ["--clip", inputs.checkpoints["clip"][0]] if inputs.own_clip else []
-    return [script, "eval", "--images", str(inputs.captioned.folder), "--captions",
-            str(inputs.captioned.truth), "--checkpoint", checkpoint, *words, *clip,
-            "--bootstrap", RESAMPLES, *inputs.run, *inputs.limit]
+    return [script, *words, "--images", str(inputs.captioned.folder), "--captions",
+            str(inputs.captioned.truth), *clip, "--bootstrap", RESAMPLES, *inputs.run,
+            *inputs.limit]
 
 
 def score_table(names: list[str], results: list[dict], best: int | None, first: str) -> Table:
@@ -81,12 +82,17 @@ def captions_commands(inputs: Inputs, folder: Path) -> list[Words]:
     first, *others = inputs.checkpoints["captioner"]
     runs = [(first, []), *((first, ["--beam", beams]) for beams in BEAMS),
             *((other, []) for other in others)]
-    return [scored(inputs, "p2_caption.py", checkpoint, *words, "--per-image",
-                   str(folder / f"{number}.csv"))
-            for number, (checkpoint, words) in enumerate(runs, 1)]
+    commands = [scored(inputs, "p2_caption.py", "eval", "--checkpoint", checkpoint, *words,
+                       "--per-image", str(folder / f"{number}.csv"))
+                for number, (checkpoint, words) in enumerate(runs, 1)]
+    if others:
+        commands.append(scored(inputs, "p2_caption.py", "compare", first, *others, "--output",
+                               str(folder), "--show", MOST_DIFFERENT))
+    return commands
 
 
-def captions_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
+def captions_answer(inputs: Inputs, folder: Path, printed: list[dict]) -> Answer:
+    results = [part for part in printed if "captioners" not in part]
     names = [f"{Path(result['checkpoint']).name} with {result['search']['beams']} "
              f"beam{'s' * (result['search']['beams'] != 1)}" for result in results]
     measured = ciders(names, results)
@@ -94,17 +100,28 @@ def captions_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer
     each = [{row["filename"]: float(row["CIDEr"])
              for row in read_csv(folder / f"{number}.csv", "filename", "CIDEr")}
             for number in range(1, len(results) + 1)]
-    both = [name for name in each[0] if name in each[1]]
+    others = range(1 + len(BEAMS), len(results)) or [1]  # other captioners, or the first search
     return Answer(
         headline(results[best]),
         tables=[score_table(names, results, best, "captioner and search")],
+        figures=[Figure(folder / "most_different.png",
+                        "The photos on which the captioners differ most, with their references.")]
+        if len(results) < len(printed) else [],
         observations=of.said(
             of.wide_interval(measured[best], "CIDEr", results[best]["images"]),
             of.told_apart(measured),
-            of.paired(names[0], names[1], tuple([scores[name] for name in both]
-                                                for scores in each[:2]), "CIDEr"),
+            *(of.paired(names[0], names[other], on_the_same_photos(each[0], each[other]), "CIDEr")
+              for other in others),
             of.variety(results[best]["reads"], results[best]["images"])),
         notes=about_clipscore(results[best]))
+
+
+def on_the_same_photos(
+    first: dict[str, float], second: dict[str, float]
+) -> tuple[list[float], list[float]]:
+    """The values of both for the photos that both have."""
+    both = [name for name in first if name in second]
+    return [first[name] for name in both], [second[name] for name in both]
 
 
 # --- few trained parameters ---------------------------------------------------------------------
@@ -112,7 +129,8 @@ def captions_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer
 
 def peft_commands(inputs: Inputs, folder: Path) -> list[Words]:
     files = inputs.checkpoints["peft"]
-    return [*(scored(inputs, "peft_caption.py", file, *inputs.decoder) for file in files),
+    return [*(scored(inputs, "peft_caption.py", "eval", "--checkpoint", file, *inputs.decoder)
+              for file in files),
             *(["peft_caption.py", "params", file] for file in files)]
 
 

@@ -19,6 +19,7 @@ from report.section import (
     Section,
     Table,
     Words,
+    answer_figures,
     count,
     percent,
     with_interval,
@@ -60,9 +61,7 @@ def accuracy_answer(inputs: Inputs, folder: Path, printed: list[dict]) -> Answer
               f"{percent(row.low)} - {percent(row.high)}", percent(result["balanced_accuracy"]),
               f"{result['loss']:.3f}"] for row, result in zip(measured, results, strict=True)],
             best if len(results) > 1 else None)],
-        figures=[Figure(figures / "confusion.png", f"Confusion matrix of {names[best]}."),
-                 Figure(figures / "errors.png", f"The most confident errors of {names[best]}.")]
-        if result["total"] >= 20 else [],
+        figures=answer_figures(figures, names[best], result["total"]),
         observations=of.said(
             of.few_photos(result["correct"], result["total"], result["accuracy_95"]),
             *(of.same_photos(names[0], other, pair)

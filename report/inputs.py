@@ -169,7 +169,9 @@ def sort_checkpoints(words: Iterable[str]) -> dict[str, list[str]]:
         kind, equals, source = word.partition("=")
         if not (equals and kind in KINDS):
             kind, source = kind_of(word), word
-        found.setdefault(kind, []).append(_place(source))
+        if _place(source) in found.setdefault(kind, []):
+            raise UserError(f"--checkpoint names {source} twice; give each model once")
+        found[kind].append(_place(source))
     return found
 
 

@@ -15,6 +15,7 @@ from report.section import (
     Section,
     Table,
     Words,
+    answer_figures,
     count,
     percent,
     with_interval,
@@ -30,7 +31,8 @@ def prompts_commands(inputs: Inputs, folder: Path) -> list[Words]:
     truth = ["--truth", str(inputs.scenes.truth)] if inputs.scenes.truth else []
     return [["clip_zeroshot.py", "eval", "--images", str(inputs.scenes.folder), "--labels",
              str(inputs.scenes.names), *truth, "--model", inputs.checkpoints["clip"][0],
-             "--template", *inputs.templates, *inputs.run, *inputs.limit]]
+             "--template", *inputs.templates, "--figures", str(folder), *inputs.run,
+             *inputs.limit]]
 
 
 def prompts_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
@@ -47,10 +49,15 @@ def prompts_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
                       [[row["template"], f"{row['correct']} of {row['total']}",
                         percent(row["accuracy"]), " - ".join(map(percent, row["accuracy_95"]))]
                        for row in rows], best if len(rows) > 1 else None)],
+        figures=answer_figures(folder, measured[best].name, top["total"]),
         observations=of.said(
             of.few_photos(top["correct"], top["total"], top["accuracy_95"]),
-            of.told_apart(measured, percent), of.negation(single, classes), of.known_names(top)),
-        notes=[f"{classes} classes, so chance is {percent(1 / classes)}."])
+            of.told_apart(measured, percent), of.negation(single, classes), of.known_names(top),
+            of.classes(results[0]["best"]["per_class"])),
+        notes=[f"{classes} classes, so chance is {percent(1 / classes)}.", *(
+            [f"The best of {len(rows)} templates was found on these very photos, so its accuracy "
+             "is a little too high. clip_zeroshot.py prompts chooses on one part of the photos and "
+             "tests on the other."] if len(rows) > 1 and not inputs.scenes.sample else [])])
 
 
 # --- the five likeliest names -------------------------------------------------------------------

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from report.inputs import Inputs
 
 Words = list[str]  # one command: a script and its arguments
+FEWEST_DRAWN = 20  # photos behind a confusion matrix
 
 
 class Measured(NamedTuple):
@@ -66,6 +67,14 @@ class Section:
     reading: str  # how to read the figure or table
     references: tuple[str, ...] = ()  # figures that others reached
     lacks: Callable[[Inputs], str] = field(default=lambda inputs: "")
+
+
+def answer_figures(folder: Path, name: str, photos: int) -> list[Figure]:
+    """The confusions and the errors of what is called ``name``; of few photos they show nothing
+    that a table does not."""
+    return [Figure(folder / "confusion.png", f"Confusion matrix of {name}."),
+            Figure(folder / "errors.png", f"The most confident errors of {name}.")
+            ] if photos >= FEWEST_DRAWN else []
 
 
 def percent(share: float) -> str:

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from utils import UserError
 
 import pytest
-from conftest import ROOT, finished, make_folder, make_photo, run_inside
+from conftest import ROOT, finished, make_folder, make_photo, run_inside, write_classifier
 from makers_caption import TEXTS, write_captioner
 from makers_files import coco, write
 
@@ -91,7 +91,9 @@ def test_the_report_of_tiny_models(tmp_path, scripts_inside, tiny, checkpoint, c
     out = tmp_path / "my report"
     boxes = write(tmp_path / "boxes.json", {
         path.name: {"name": "square", "boxes": [[0, 0, 0.5, 1]]} for path in tiny[1].iterdir()})
-    tiny = ["--p1-boxes", boxes, "--p2-boxes", boxes, *tiny, checkpoint]
+    second = write_classifier(tmp_path / "second.safetensors", seed=1)
+    captioner = write_captioner(tmp_path / "b.safetensors", TEXTS, 12)
+    tiny = ["--p1-boxes", boxes, "--p2-boxes", boxes, *tiny, second, captioner]
     status, said = make_report(out, *tiny, capsys=capsys)
     assert status == 0, said
     page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
@@ -106,6 +108,7 @@ def test_the_report_of_tiny_models(tmp_path, scripts_inside, tiny, checkpoint, c
     for section in SECTIONS:
         assert section.question in text and (out / "discussion" / f"{section.key}.txt").exists()
     assert "McNemar" in text and text.count("inside a box most often") == 3
+    assert "captions/most_different.png" in text and "captioner.safetensors with 5 beams" in text
     assert "What was observed" in text and "\\-\\-sweep DIR" not in text and "--sweep DIR" in text
     # Each command in the page is the one that was run.
     typed = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("python3 ")]
@@ -165,6 +168,21 @@ def test_a_section_that_fails_is_named(tmp_path, monkeypatch, scripts_inside, ti
     page = (tmp_path / "out" / "report.html").read_text()
     assert "This section failed: p1_attn_map.py ended with status 1" in page and EVIL not in page
     assert "Position embeddings of tiny" in page  # the others are made
+
+
+def test_enough_photos_have_their_confusions_drawn(tmp_path, scripts_inside, clip_file, capsys):
+    photos = make_folder(tmp_path / "val", 7)
+    names = write(tmp_path / "names.json", {"0": "red", "1": "green", "2": "blue"})
+    given = inputs.Inputs.from_args(command.make_parser().parse_args(
+        [str(tmp_path / "out"), "--clip-val", str(photos), "--labels", str(names), "--checkpoint",
+         str(clip_file)]))
+    prompts = next(section for section in SECTIONS if section.key == "prompts")
+    outcome = run.run_section(prompts, given, False)
+    assert [figure.path.name for figure in outcome.answer.figures] == [
+        "confusion.png", "errors.png"]
+    assert all(figure.path.is_file() for figure in outcome.answer.figures)
+    assert "3 classes have no error" in outcome.answer.observations[-1]
+    assert "found on these very photos" in outcome.answer.notes[-1]
 
 
 def test_sweeps_and_comparisons_that_were_run_before(tmp_path, scripts_inside, capsys):
@@ -319,8 +337,11 @@ def test_the_years_have_their_questions():
 
 
 def test_checkpoints_are_sorted_by_what_they_say_of_themselves(tmp_path, checkpoint, clip_file):
-    found = sort_checkpoints([str(checkpoint), str(clip_file), "clip=openai/x", str(checkpoint)])
-    assert found == {"classifier": [str(checkpoint)] * 2, "clip": [str(clip_file), "openai/x"]}
+    words = [str(checkpoint), str(clip_file), "clip=openai/x", "captioner=y"]
+    assert sort_checkpoints(words) == {"classifier": [str(checkpoint)], "captioner": ["y"],
+                                       "clip": [str(clip_file), "openai/x"]}
+    with pytest.raises(UserError, match="--checkpoint names openai/x twice"):
+        sort_checkpoints([*words, "clip=openai/x"])
     for odd, said in ((tmp_path / "none", "does not exist"),
                       (write(tmp_path / "model.pth", "x"), "is no classifier")):
         with pytest.raises(UserError, match=said):
