@@ -48,14 +48,7 @@ from data.boxes import boxes_of
 from data.captions import of_images, read_captions
 from data.compute import Compute
 from data.files import check_outputs, write_csv
-from data.photos import (
-    figure_files,
-    image_paths,
-    is_png,
-    load_image,
-    refuse_to_replace,
-    report_unreadable,
-)
+from data.photos import figure_files, is_png, load_image, refuse_to_replace, report_unreadable
 from data.processes import team
 from figures import maps
 from figures.page import check_count
@@ -72,7 +65,14 @@ from inference.options import (
 from inference.parser import Parser
 from inference.results import of_words, write_result
 from inference.word_page import word_page, word_records
-from inference.words import END, captioned_rows, given_captions, numbers, word_maps
+from inference.words import (
+    END,
+    captioned_rows,
+    chosen_photos,
+    given_captions,
+    numbers,
+    word_maps,
+)
 
 HERE = Path(__file__).resolve().parent
 
@@ -295,7 +295,7 @@ def main():
     args = parser.parse_args()
     check_options(args, parser)
     complete_captioner_options(args)
-    paths = image_paths(args.images, args.limit)
+    paths = chosen_photos(args.images, args.refs, args.limit)
     if args.boxes:
         boxes_of(paths, args.boxes)  # an error in the file is one before the model is opened
     else:

@@ -11,13 +11,34 @@ from utils import warn
 import numpy as np
 
 from data.batches import photo_rows
-from data.captions import of_images, read_predictions
+from data.captions import match_predictions, of_images, read_captions, read_predictions
 from data.compute import Compute
-from data.photos import report_unreadable
+from data.folders import spread
+from data.photos import image_paths, report_unreadable
 from data.transform import Annotated
 
 END = "<end>"
 Texts = dict[Path, tuple[str, list[int]]]  # each image's caption, and its ids with the end token
+
+
+def chosen_photos(
+    words: Sequence[str | Path], references: str | Path | None, limit: int | None
+) -> list[Path]:
+    """The images of ``--images``, ``limit`` at most; where a file of ``references`` in COCO's
+    format is given, only those that it has captions of. The number of others is told.
+
+    Raises UserError where it has captions of none.
+    """
+    if references is None:
+        return image_paths(words, limit)
+    named, paths = read_captions(references), image_paths(words)
+    pairs = match_predictions(named, {path.name: [] for path in paths}, allow_missing=True)
+    known = {image for _, image in pairs}
+    kept = [path for path in paths if path.name in known]
+    if len(kept) < len(paths):
+        warn(f"{references} has captions of {len(kept):,} of {len(paths):,} images; the others are "
+             "left out")
+    return spread(kept, limit)
 
 
 def written_captions(captioner, memory, search) -> list[tuple[str, list[int]]]:

@@ -516,6 +516,16 @@ def test_captions_are_scored_by_the_clip_that_is_named(tmp_path, folder):
     np.testing.assert_allclose(score(paths[1:2], TEXTS[1:2]), scores[1:2], atol=1e-5)
 
 
+def test_the_best_and_the_worst_are_sought_where_there_are_references(tmp_path, capsys):
+    for number in range(8):
+        make_photo(tmp_path / f"{number}.png")
+    write(tmp_path / "r.json", coco({f"{number}.png": ["a"] for number in range(0, 8, 2)}))
+    kept = words_of.chosen_photos([tmp_path], tmp_path / "r.json", 2)  # of four
+    assert [path.name for path in kept] == ["0.png", "4.png"]
+    assert "has captions of 4 of 8 images; the others are left out" in capsys.readouterr().err
+    assert len(words_of.chosen_photos([tmp_path], None, None)) == 8
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 
@@ -540,8 +550,9 @@ def test_captions_are_scored_by_the_clip_that_is_named(tmp_path, folder):
     (["--images", "photos", "--refs", "r.json"], 2, "--best-worst and --refs JSON go together"),
     (["--images", "photos", "--best-worst", "--refs", "r.json", "--npz", "x"], 2, "--npz"),
     (["--images", "photos", "--best-worst", "--refs", "one.json"], 1, "needs the lists images"),
-    (["--images", "photos", "--best-worst", "--refs", "r.json"], 1, "no caption for 2 of 3"),
     (["--images", "photos/0.png", "--best-worst", "--refs", "r.json"], 1, "at least two images"),
+    (["--images", "photos/1.png", "--best-worst", "--refs", "r.json"], 1,
+     "images 1.png; give the files of one set of photos"),
     (["--images", "broken"], 1, "none of 1 images could be read"),
 ])
 def test_bad_input_gets_one_line(tmp_path, here, monkeypatch, words, status, message):
