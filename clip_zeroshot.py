@@ -35,14 +35,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from utils import (
-    EXIT_SOME_UNREADABLE,
-    UserError,
-    positive_int,
-    printable,
-    run,
-    warn,
-)
+from utils import EXIT_SOME_UNREADABLE, UserError, printable, run, warn
 
 import numpy as np
 
@@ -64,7 +57,7 @@ from inference.options import (
     add_prompt_options,
     add_run_options,
 )
-from inference.parser import Parser
+from inference.parser import Parser, positive_int
 from inference.prompts import choose_prompt
 from inference.results import of_likeliest, of_retrieval, of_templates, write_result
 from inference.zeroshot import (

@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from utils import EXIT_SOME_UNREADABLE, UserError, fraction, run, warn
+from utils import EXIT_SOME_UNREADABLE, UserError, run, warn
 
 from ckpt import registry
 from data.captions import (
@@ -65,7 +65,7 @@ from inference.options import (
     add_vary_options,
     complete_captioner_options,
 )
-from inference.parser import Parser
+from inference.parser import Parser, fraction
 from inference.results import of_captions, write_result
 from metrics.captions import describe
 from training.options import add_caption_training, add_language_training

@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
-from utils import EXIT_SOME_UNREADABLE, UserError, non_negative, run
+from utils import EXIT_SOME_UNREADABLE, UserError, run
 
 from data.captions import captioned_images, write_predictions
 from data.compute import Compute
@@ -55,7 +55,7 @@ from inference.options import (
     add_show_option,
     complete_captioner_options,
 )
-from inference.parser import Parser
+from inference.parser import Parser, non_negative
 from inference.results import of_captions, of_parameters, write_result
 from training.options import PEFT_LR, add_peft_training
 

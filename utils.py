@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import errno
 import gc
 import io
 import json
@@ -21,6 +22,7 @@ from typing import NoReturn
 
 EXIT_ERROR, EXIT_USAGE, EXIT_SOME_UNREADABLE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 3, 130, 143
 CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "?")  # a file name may hold a terminal's
+NO_SPACE = 1 << 16  # bytes; a disk that is full may have a piece of a block left
 # Of several processes one writes: data/processes.py mutes the others and says how they end.
 muted, at_end = False, lambda status, line: status
 
@@ -184,28 +186,6 @@ class ArgumentParser(argparse.ArgumentParser):
         sys.exit(EXIT_USAGE)
 
 
-def _number(kind: type, allowed: Callable[[float], bool], rule: str) -> Callable[[str], float]:
-    """argparse type: a number of ``kind`` that is ``allowed``, else an error that says ``rule``."""
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not allowed(value):
-            raise argparse.ArgumentTypeError(f"must be {rule}, not {text}")
-        return value
-    return parse
-
-
-positive_int = _number(int, lambda value: 1 <= value < 2**31, "a whole number from 1 to 2^31 - 1")
-natural = _number(int, lambda value: 0 <= value < 2**31, "a whole number from 0 to 2^31 - 1")
-fraction = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
-non_negative = _number(float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
-power = _number(float, lambda value: 0 <= value <= 100, "a number from 0 to 100")
-positive = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
-share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
-
-
 # --- files --------------------------------------------------------------------------------------
 
 
@@ -231,7 +211,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary, kept = Path(name), False
     try:
-        yield temporary
+        try:
+            yield temporary
+        except Exception as error:
+            if problem := _problem_of_space(error, temporary.parent):
+                raise UserError(f"cannot write {path}: {problem}; make room there, or choose "
+                                "another place") from error
+            raise
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
@@ -253,6 +239,17 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         if not kept:
             temporary.unlink(missing_ok=True)
+
+
+def _problem_of_space(error: Exception, folder: Path) -> str:
+    """"No space left on device" where that ended a file in ``folder``, however a library says so;
+    "" for any other error."""
+    told = re.search(r"os error (\d+)", str(error))  # safetensors
+    number = error.errno if isinstance(error, OSError) else told and int(told[1])
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return os.strerror(number)
+    full = not isinstance(error, UserError) and shutil.disk_usage(folder).free < NO_SPACE
+    return os.strerror(errno.ENOSPC) if full else ""
 
 
 def open_descriptor(path: str | Path) -> int | None:

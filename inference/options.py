@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from utils import fraction, natural, positive_int, power
-
 from ckpt import registry
+from inference.parser import fraction, natural, positive_int, power
 from metrics.clipscore import PREFIX
 
 # Images in a batch by default; on a CPU a batch that stays in the cache is fastest.

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from utils import ArgumentParser, warn
 
@@ -97,3 +97,28 @@ def _names(action: argparse.Action) -> list[str]:
 def _letters(text: str) -> str:
     """``text`` without what people write differently: case, hyphens, underscores, spaces."""
     return re.sub(r"[-_ ]+", "", text).lower()
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def _number(kind: type, allowed: Callable[[float], bool], rule: str) -> Callable[[str], float]:
+    """argparse type: a number of ``kind`` that is ``allowed``, else an error that says ``rule``."""
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not allowed(value):
+            raise argparse.ArgumentTypeError(f"must be {rule}, not {text}")
+        return value
+    return parse
+
+
+positive_int = _number(int, lambda value: 1 <= value < 2**31, "a whole number from 1 to 2^31 - 1")
+natural = _number(int, lambda value: 0 <= value < 2**31, "a whole number from 0 to 2^31 - 1")
+fraction = _number(float, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
+non_negative = _number(float, lambda value: 0 <= value < float("inf"), "a number, 0 or more")
+power = _number(float, lambda value: 0 <= value <= 100, "a number from 0 to 100")
+positive = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
+share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")

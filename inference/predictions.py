@@ -177,12 +177,16 @@ class _Rows:
         """Append the rows of a batch; they are in the file when this returns."""
         if self.file is None:
             self._begin()
-        for name, row in zip(names, rows, strict=True):
-            if self.places is not None:
-                self.places[name] = self.file.tell()
-            self._append([name, *row])
+        try:
+            for name, row in zip(names, rows, strict=True):
+                if self.places is not None:
+                    self.places[name] = self.file.tell()
+                self._append([name, *row])
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self.path or tempfile.gettempdir()}: {error.strerror}; "
+                            "make room there, or choose another place") from None
         self.count += len(names)
-        self.file.flush()
 
     def _append(self, line: object) -> None:
         self.file.write(json.dumps(line).encode() + b"\n")

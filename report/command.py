@@ -22,10 +22,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, positive_int, warn, write_text
+from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, warn, write_text
 
 from data.files import check_writable
 from inference.options import add_run_options
+from inference.parser import positive_int
 from report.html import html_page
 from report.inputs import KINDS, TEMPLATES, Inputs
 from report.markdown import markdown_page

@@ -13,16 +13,7 @@ import zipfile
 from pathlib import Path
 
 import utils
-from utils import (
-    UserError,
-    natural,
-    positive_int,
-    power,
-    read_json,
-    read_text,
-    whole_file,
-    write_text,
-)
+from utils import UserError, read_json, read_text, whole_file, write_text
 
 import numpy as np
 import pytest
@@ -36,6 +27,7 @@ from data.files import (
     read_mapping,
     write_csv,
 )
+from inference.parser import natural, positive_int, power
 
 
 @pytest.fixture
@@ -264,6 +256,27 @@ def test_a_result_that_cannot_be_put_in_its_place_is_kept(output, monkeypatch):
     with pytest.raises(UserError, match="No space left on device; what belongs there") as problem:
         write_text(output, "new")
     assert Path(str(problem.value).rpartition(" ")[2]).read_text() == "new"
+
+
+@pytest.mark.parametrize("error, free, message", [
+    (OSError(errno.ENOSPC, "No space left on device"), 1 << 40, "No space left on device"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), 1 << 40, "Disk quota exceeded"),
+    (RuntimeError("I/O error: File too large (os error 27)"), 1 << 40, "File too large"),
+    (RuntimeError("PytorchStreamWriter failed writing file data/0"), 4096, "No space left"),
+])
+def test_a_full_disk_is_named_with_the_file(output, monkeypatch, error, free, message):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, free))
+    with pytest.raises(UserError, match=f"cannot write .*o.txt: {message}.*; make room there"):
+        with whole_file(output) as temporary:
+            temporary.write_text("half")
+            raise error
+    assert output.read_text() == "old" and os.listdir(output.parent) == ["o.txt"]
+
+
+def test_another_error_on_a_full_disk_keeps_its_words(output, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, 0))
+    with pytest.raises(UserError, match="^a label is missing$"), whole_file(output):
+        raise UserError("a label is missing")
 
 
 # --- outputs that are refused before the work ---------------------------------------------------

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from utils import fraction, natural, non_negative, positive_int, share
-
 from data.augmentation import AUGMENTATIONS
 from inference.options import (
     add_averaged_option,
@@ -14,6 +12,7 @@ from inference.options import (
     add_run_options,
     add_search_options,
 )
+from inference.parser import fraction, natural, non_negative, positive_int, share
 from training.recipe import CaptionOptions, Recipe, optimizer_defaults
 from training.teacher_options import add_teacher_options
 

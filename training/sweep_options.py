@@ -7,9 +7,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import UserError, positive_int
+from utils import UserError
 
-from inference.parser import Parser
+from inference.parser import Parser, positive_int
 from inference.settings import (
     Options,
     SettingParser,

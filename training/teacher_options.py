@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from utils import positive, share
+from inference.parser import positive, share
 
 # The parser's own defaults are None, which tells whether an option was typed.
 DEFAULTS = {"distill_temperature": 1.0, "distill_weight": 0.5}
