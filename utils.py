@@ -102,6 +102,7 @@ if (os.path.dirname(os.path.realpath(sys.argv[0])) == os.path.dirname(os.path.re
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and exit: its status, or one line on stderr and the status that fits."""
     def terminate(*_) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice
         raise Terminated
     _prepare_streams()
     gc.set_threshold(50_000, 20, 20)  # imports create much of which almost nothing is ever freed

@@ -103,6 +103,20 @@ def test_what_belongs_on_a_closed_stdout_is_not_lost(script):
                              '{\n  "accuracy": 1\n}\n')
 
 
+def test_a_second_sigterm_does_not_disturb_what_the_first_ends(script):
+    """`timeout` sends it to the process and then to its group."""
+    top = """
+import os, utils
+def again(status, line):
+    os.kill(os.getpid(), 15)
+    return status
+utils.at_end = again
+"""
+    result = shell(script("os.kill(os.getpid(), 15)", top))
+    assert result.returncode == 143
+    assert result.stderr == "stopped by SIGTERM; nothing half-written is left\n"
+
+
 def test_a_stdout_that_is_full_is_one_error(script):
     result = shell(f"{script('print(1)')} >/dev/full")
     assert result.returncode == 1 and result.stderr == "error: No space left on device\n"
