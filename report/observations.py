@@ -123,9 +123,11 @@ def classes(per_class: Mapping[str, Mapping]) -> str | None:
             f"{worst['name']}, {worst['correct']} of {worst['total']}.")
 
 
-def balance(accuracy: float, balanced: float, number_of_classes: int) -> str | None:
-    """The accuracy over photos beside the mean over classes."""
-    if number_of_classes < 2:
+def balance(accuracy: float, balanced: float, per_class: Mapping[str, Mapping]) -> str | None:
+    """The accuracy over photos beside the mean over classes; they are the same where all classes
+    have equally many photos."""
+    number_of_classes = len(per_class)
+    if len({row["total"] for row in per_class.values()}) < 2:
         return None
     if abs(accuracy - balanced) < 0.01:
         return (f"Counting each of the {number_of_classes} classes alike gives "

@@ -105,9 +105,12 @@ def test_classes_are_named_where_they_have_enough_photos():
 
 
 def test_balance():
-    assert "81.0 %, less than a point away" in of.balance(0.805, 0.81, 37)
-    assert "70.0 % instead of 90.0 %: classes with few photos do worse" in of.balance(0.9, 0.7, 3)
-    assert "with many photos do worse" in of.balance(0.7, 0.9, 3) and of.balance(1, 0, 1) is None
+    uneven = {"0": {"total": 3}, "1": {"total": 3}, "2": {"total": 9}}
+    assert "3 classes alike gives 81.0 %, less than a point" in of.balance(0.805, 0.81, uneven)
+    assert "70.0 % instead of 90.0 %: classes with few photos" in of.balance(0.9, 0.7, uneven)
+    assert "with many photos do worse" in of.balance(0.7, 0.9, uneven)
+    even = dict.fromkeys("012", {"total": 3})  # nothing can be observed
+    assert of.balance(0.8, 0.8, even) is None and of.balance(1, 0, {"0": {"total": 5}}) is None
 
 
 def test_overfitting():
