@@ -68,7 +68,7 @@ def accuracy_answer(inputs: Inputs, folder: Path, printed: list[dict]) -> Answer
               for other, pair in zip(names[1:], pairs, strict=True)),
             None if inputs.breeds.sample else of.threshold(measured[best], THRESHOLDS, percent),
             of.balance(result["accuracy"], result["balanced_accuracy"], result["per_class"]),
-            of.classes(result["per_class"])))
+            of.classes(result["per_class"]), of.true_probability(result["loss"])))
 
 
 # --- settings -----------------------------------------------------------------------------------

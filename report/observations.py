@@ -3,6 +3,7 @@ the rule says something else that does, or nothing (None). Pure functions of num
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -136,6 +137,12 @@ def balance(accuracy: float, balanced: float, per_class: Mapping[str, Mapping]) 
     return (f"Counting each of the {number_of_classes} classes alike gives {percent(balanced)} "
             f"instead of {percent(accuracy)}: classes with "
             f"{'few' if balanced < accuracy else 'many'} photos do worse.")
+
+
+def true_probability(loss: float) -> str:
+    """What a mean cross-entropy in nats says about the probability of the true class."""
+    return (f"The loss of {loss:.3f} nats means that the true class has a probability of "
+            f"{percent(math.exp(-loss))} in the geometric mean over the photos.")
 
 
 def overfitting(rows: Sequence[tuple[str, float, float]]) -> str | None:

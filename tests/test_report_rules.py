@@ -113,6 +113,10 @@ def test_balance():
     assert of.balance(0.8, 0.8, even) is None and of.balance(1, 0, {"0": {"total": 5}}) is None
 
 
+def test_true_probability():
+    assert "0.693 nats" in of.true_probability(0.6931) and "50.0 %" in of.true_probability(0.6931)
+
+
 def test_overfitting():
     assert "largest for A: 90.0 % against 50.0 %" in of.overfitting(
         [("A", 0.9, 0.5), ("B", 0.5, 0.4)])
