@@ -57,7 +57,7 @@ from inference.options import (
     add_prompt_options,
     add_run_options,
 )
-from inference.parser import Parser, positive_int
+from inference.parser import Parser, npz_name, positive_int
 from inference.prompts import choose_prompt
 from inference.results import of_likeliest, of_retrieval, of_templates, write_result
 from inference.zeroshot import (
@@ -89,6 +89,9 @@ MOST_PANELS = 24
 
 def predict(args):
     paths = list_images(args.images, args.limit)
+    if args.resume and args.embeddings:
+        raise UserError("--resume does not go with --embeddings, which keeps features for all "
+                        "photos; give one of them")
     check_outputs({"--output": args.output, "--embeddings": args.embeddings},
                   {"--images": paths, "--labels": args.labels, "--model": args.model,
                    "--template": args.template})
@@ -271,7 +274,7 @@ def make_parser():
     retrieving.add_argument("--images", required=True, metavar="DIR",
                             help="folder of photos, without its subfolders")
     for command in (predicting, evaluating, choosing, retrieving):
-        command.add_argument("--embeddings", metavar="FILE.npz",
+        command.add_argument("--embeddings", type=npz_name, metavar="FILE.npz",
                              help="keep the photos' features here, and use them again")
     for command in (evaluating, retrieving):
         command.add_argument("--record", metavar="NAME",

@@ -213,11 +213,12 @@ def make_parser():
         add_run_options(command, None)
         add_compile_option(command)
         add_images_option(command, HERE / "samples")
-        command.add_argument("--checkpoint", nargs="+", metavar="FILE",
-                             default=list(map(str, registry.members("p1"))),
-                             help="several: the mean of their probabilities")
-        command.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
-                             metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
+        which = command.add_mutually_exclusive_group()
+        which.add_argument("--checkpoint", nargs="+", metavar="FILE",
+                           default=list(map(str, registry.members("p1"))),
+                           help="several: the mean of their probabilities")
+        which.add_argument("--model", nargs="+", dest="checkpoint", default=argparse.SUPPRESS,
+                           metavar="NAME|FILE", help="the same, by hf:owner/name or timm's name")
         add_fine_tuned_options(command, several=True)
         add_names_option(command)
     add_prediction_options(predicting, "CSV")
@@ -241,7 +242,7 @@ def make_parser():
     comparing.add_argument("--maps", nargs="?", const="relevance", choices=MAPS,
                            help="also draw where each model looks, by this method of "
                                 "p1_attn_map.py (--maps alone: relevance)")
-    comparing.add_argument("--output", default="runs/compare", metavar="DIR",
+    comparing.add_argument("--output", default="runs/compared_classifiers", metavar="DIR",
                            help=f"folder for {', '.join(COMPARED)}")
     add_json_option(comparing)
 

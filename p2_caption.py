@@ -42,6 +42,7 @@ from ckpt import registry
 from data.captions import (
     captioned_images,
     match_predictions,
+    photos_called,
     read_captions,
     read_predictions,
     read_texts,
@@ -148,11 +149,11 @@ def score(args):
     predictions = read_predictions(args.predictions)
     check_outputs({"--json": args.json, "--per-image": args.per_image},
                   {"--predictions": args.predictions, "--captions": args.captions,
-                   "--images": args.images, "--clip": args.clip})
-    if args.clip and not args.images:
-        raise UserError("--clip needs --images: CLIPScore compares captions with their photos")
-    if args.images:
-        captioned_images(args.images, args.captions)  # UserError where a photo is missing
+                   "--images": args.images and [Path(args.images) / name for name in references],
+                   "--clip": args.clip})
+    for option, value in (("--clip", args.clip), ("--clip-prefix", args.clip_prefix)):
+        if value and not args.images:
+            raise UserError(f"{option} needs --images: CLIPScore compares captions with photos")
     pairs = match_predictions(predictions, references, args.allow_missing)
     left_out = len(references) - len(pairs)
     pairs = spread(pairs, args.limit)
@@ -160,7 +161,7 @@ def score(args):
     captions = [predictions[name] for name, _ in pairs]
     from inference.scoring import Scoring, measure, write_per_image
 
-    photos = [Path(args.images) / name for name in names] if args.images else []
+    photos = photos_called(names, args.images) if args.images else []
     scoring = Scoring.from_args(args, (args.clip or registry.CLIP) if args.images else None)
     clip_scorer = scoring.clip_scorer(scoring.open_clip(), photos)
     result, each = measure(captions, [references[name] for name in names], scoring, clip_scorer)

@@ -146,6 +146,9 @@ def find(entries: dict[str, dict], name: str) -> Entry:
         near = difflib.get_close_matches(str(name), entries, 3, 0.3) or list(entries)
         raise UserError(f"{list_path()} lists no {name}; it has {', '.join(near)}")
     where = f"{list_path()}, {name}"
+    for key in ("files", "needs"):
+        if not isinstance(entries[name].get(key) or [], list):
+            raise UserError(f'{where}: "{key}" must be a list, ["…"]')
     try:
         entry = Entry(**entries[name])
         entry = replace(entry, files=tuple(entry.files), needs=tuple(entry.needs))
@@ -188,7 +191,8 @@ def with_needs(entries: dict[str, dict], names: Iterable[str]) -> list[str]:
     def add(name: str, above: tuple[str, ...]) -> None:
         if name in above:
             raise UserError(f"{list_path()}: {name} needs itself")
-        for needed in entries.get(name, {}).get("needs") or ():
+        needs = entries.get(name, {}).get("needs")
+        for needed in needs if isinstance(needs, list) else ():  # find refuses what is no list
             add(needed, (*above, name))
         if name not in found:
             found.append(name)

@@ -62,14 +62,22 @@ def captioned_images(
     """Image file in ``folder`` -> its captions in ``source`` (COCO's format); ``limit`` keeps that
     many, spread evenly. Raises UserError that names files which are not there."""
     captions = read_captions(source)
+    images = dict(zip(photos_called(captions, folder, f" in {source}"), captions.values(),
+                      strict=True))
+    return {path: images[path] for path in spread(list(images), limit)}
+
+
+def photos_called(names: Iterable[str], folder: str | Path, where: str = "") -> list[Path]:
+    """The images in ``folder`` called ``names``, which stand ``where``; UserError that names those
+    which are not there."""
     if not Path(folder).is_dir():
         raise UserError(f"image folder {folder} does not exist")
-    images = {Path(folder) / name: texts for name, texts in captions.items()}
-    missing = [str(path.relative_to(folder)) for path in images if not path.is_file()]
+    paths = [Path(folder) / name for name in names]
+    missing = [str(path.relative_to(folder)) for path in paths if not path.is_file()]
     if missing:
-        raise UserError(f"{len(missing)} of {len(images)} images in {source} are not in {folder} "
+        raise UserError(f"{len(missing)} of {len(paths)} images{where} are not in {folder} "
                         f"({', '.join(missing[:5])}{', …' * (len(missing) > 5)})")
-    return {path: images[path] for path in spread(list(images), limit)}
+    return paths
 
 
 # --- training -----------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def image_paths(words: Sequence[str | Path], limit: int | None = None) -> list[P
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is no file; --images takes image files, or one folder")
-    return paths[:limit]
+    return spread(paths, limit)
 
 
 def refuse_equal_stems(paths: Sequence[Path]) -> None:

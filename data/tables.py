@@ -22,7 +22,7 @@ class Gap(NamedTuple):
     """How far a row is from the one that all are compared with."""
 
     difference: float  # its value minus that one's
-    told_apart: bool  # whether this is more than chance
+    told_apart: bool  # whether this is more than chance, by the test that the table names
 
 
 def write_table(

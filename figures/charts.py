@@ -19,6 +19,7 @@ from figures.style import (
     OTHER_CLASS,
     SEQUENTIAL,
     TRUE_CLASS,
+    add_legend,
     fitted,
     fitted_lines,
     save,
@@ -61,9 +62,9 @@ def _count_epochs(axes: plt.Axes, histories: dict[str, list[dict]]) -> None:
 def _legend(figure: plt.Figure, axes: plt.Axes, histories: dict[str, list[dict]]) -> None:
     """The names of the curves of ``axes``, beside the figure where many would hide them."""
     if len(histories) > 4:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+        add_legend(figure, axes, 8, loc="outside right upper")
     else:
-        axes.legend(fontsize=8)
+        add_legend(axes, axes, 8)
 
 
 def caption_curves(histories: dict[str, list[dict]], path: str | Path) -> None:
@@ -89,7 +90,7 @@ def confusion(
     matrix: np.ndarray, names: Sequence[str], heading: str, path: str | Path
 ) -> None:
     """Counts (classes, classes), row the true class, under the lines of ``heading``. The diagonal,
-    the right answers, is green, the darker the larger its share of the class; the errors have a
+    the right answers, is green, the darker the larger its share of the row; the errors have a
     colour scale of their own, so that they can be seen beside it."""
     classes = len(names)
     side = max(4.0, 0.24 * classes + 2)

@@ -14,7 +14,16 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from figures.style import DIVERGING, FONTS, LINES, SEQUENTIAL, fitted, save, wrapped
+from figures.style import (
+    DIVERGING,
+    FONTS,
+    LINES,
+    SEQUENTIAL,
+    add_legend,
+    fitted,
+    save,
+    wrapped,
+)
 
 SHARE = "share of attention, per patch"  # a quantity that is written in percent
 
@@ -288,5 +297,5 @@ def position_tiles(
     axes[-1].set_title("by distance", fontsize=10)
     axes[-1].grid(alpha=0.3)
     if count > 1:
-        axes[-1].legend(fontsize=7)
+        add_legend(axes[-1], axes[-1], 7)
     save(figure, path)

@@ -50,6 +50,13 @@ def inches(text: str, size: float) -> float:
     return text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
 
 
+def add_legend(place: plt.Figure | plt.Axes, axes: plt.Axes, size: float, **style) -> None:
+    """A legend of the lines of ``axes`` in ``place``, whose names may be those of files."""
+    marks, names = axes.get_legend_handles_labels()
+    for text in place.legend(marks, names, fontsize=size, **style).get_texts():
+        text.set(fontfamily=FONTS, parse_math=False)
+
+
 def wrapped(text: str, size: float, width: float) -> list[str]:
     """``text`` set at ``size`` points, in lines of at most ``width`` inches."""
     lines, letters = [text], len(text)

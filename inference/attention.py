@@ -43,10 +43,11 @@ def predicted(classifier, probabilities):
 def faithfulness_of_methods(classifier, paths, compute, seed):
     """({method: mean areas under the deletion and insertion curves of photos, with intervals},
     unreadable photos); one of the methods is a random order, for comparison."""
-    unreadable, areas = [], {}
+    unreadable, areas, done = [], {}, 0
     for _, images in normalized_batches(
             classifier.transform, paths, compute, unreadable, "faithfulness"):
-        measured = measure_faithfulness(classifier.model, images, compute, seed)
+        measured = measure_faithfulness(classifier.model, images, compute, seed, done)
+        done += len(images)
         for method, parts in measured.items():
             areas.setdefault(method, []).append(parts)
     report_unreadable(list(areas), unreadable)
@@ -58,9 +59,10 @@ def faithfulness_of_methods(classifier, paths, compute, seed):
     return table, unreadable
 
 
-def measure_faithfulness(model, images, compute, seed):
+def measure_faithfulness(model, images, compute, seed, first=0):
     """{method: (deletion areas (B,), insertion areas (B,))} of normalized images (B, 3, H, W) by
-    every method, and by a random order for comparison."""
+    every method, and by a random order for comparison; ``first`` is the number of the first image.
+    """
     from torchvision.transforms.functional import gaussian_blur  # takes a second to import
 
     sigma = images.shape[-1] / 20
@@ -76,7 +78,7 @@ def measure_faithfulness(model, images, compute, seed):
     areas = {}
     for method in (*A.METHODS, "random"):
         if method == "random":
-            order = faithfulness.random_order(len(photos), grid[0] * grid[1], seed)
+            order = faithfulness.random_order(len(photos), grid[0] * grid[1], seed, first)
         else:
             grids, logits = A.attention_maps(model, images, method)
             order = faithfulness.most_important_first(grids[:, 0].numpy())

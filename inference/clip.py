@@ -18,7 +18,7 @@ import numpy as np
 
 from data.batches import Unreadable, all_rows, photo_rows
 from data.compute import Compute
-from data.files import check_writable, file_stamp
+from data.files import file_stamp
 from data.processes import team
 from inference.arrays import npz_writer
 
@@ -71,9 +71,6 @@ def kept_image_features(
     """
     if file is None:
         return image_features(clip, paths, compute)
-    if Path(file).suffix != ".npz":
-        raise UserError(f"--embeddings {file}: the name must end in .npz")
-    check_writable(file)
     about = {"model": clip.identity, "precision": compute.precision,
              "files": [[path.name, *file_stamp(path)] for path in paths]}
     by_name = {path.name: path for path in paths}
@@ -130,7 +127,7 @@ def text_features(clip: Clip, texts: Sequence[str]) -> np.ndarray:
     if clip.identity:
         try:
             _write_npz(file, features=features)
-        except OSError:
+        except (OSError, UserError):
             pass  # without a cache the next run takes longer, its result is the same
     return features
 

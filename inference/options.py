@@ -223,7 +223,7 @@ def add_caption_comparison(parser: argparse.ArgumentParser) -> None:
                         help="folder of photos, without its subfolders")
     parser.add_argument("--captions", required=True, metavar="JSON",
                         help="references in COCO's format, of images in --images")
-    parser.add_argument("--output", default="runs/compare", metavar="DIR",
+    parser.add_argument("--output", default="runs/compared_captioners", metavar="DIR",
                         help="folder for compared.md, compared.csv and most_different.png")
     add_show_option(parser, "captioners", 12)
     add_run_options(parser, None)

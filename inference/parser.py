@@ -122,3 +122,13 @@ non_negative = _number(float, lambda value: 0 <= value < float("inf"), "a number
 power = _number(float, lambda value: 0 <= value <= 100, "a number from 0 to 100")
 positive = _number(float, lambda value: 0 < value < float("inf"), "a number above 0")
 share = _number(float, lambda value: 0 < value <= 1, "a number above 0 and at most 1")
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def npz_name(text: str) -> str:
+    """argparse type: the name of an .npz file, to which numpy would add that ending otherwise."""
+    if not text.endswith(".npz"):
+        raise argparse.ArgumentTypeError(f"must end in .npz, not {text}")
+    return text

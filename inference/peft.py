@@ -74,7 +74,8 @@ class BaseSource:
         where download_ckpt.sh puts files."""
         encoder = metadata.get("encoder", {})
         pretrained, weights = encoder.get("pretrained"), encoder.get("weights")
-        if self.encoder or not self.decoder or not (pretrained or weights):
+        own = self.encoder or self.weights or self.pretrained
+        if own or not self.decoder or not (pretrained or weights):
             return self
         if weights:
             name = Path(weights).name  # a name, not a path that a stranger chose

@@ -24,7 +24,7 @@ import numpy as np
 from data.batches import Unreadable, photo_rows
 from data.compute import Compute
 from data.files import file_stamp, identities
-from data.folders import PhotoList
+from data.folders import PhotoList, is_list
 from data.photos import report_unreadable
 from data.processes import team
 from data.transform import Annotated, Transform, Transforms
@@ -89,7 +89,7 @@ class _Rows:
         self.places: dict[str, int] | None = None  # name: where its line begins; after a resume
         self.count = 0
         target = Path(os.path.realpath(args.output))
-        if set(identities(target)) & set(identities(Path(args.images))):
+        if is_list(args.images) and {*identities(target)} & {*identities(Path(args.images))}:
             raise UserError(f"--output {args.output} would replace the list --images; give another")
         self.path = target.with_name(target.name + ".part")
         if open_descriptor(args.output) is not None or (target.exists() and not target.is_file()):

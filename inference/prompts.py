@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import EXIT_SOME_UNREADABLE, UserError, printable
+from utils import EXIT_SOME_UNREADABLE, UserError
 
 import numpy as np
 
@@ -140,7 +140,7 @@ def measured(
 
 def prompt_table(rows: Sequence[dict]) -> tuple[Columns, list[dict]]:
     """The rows of ``measured`` as ``data.tables`` writes them."""
-    columns = {"template": printable, "photos to choose by": percent,
+    columns = {"template": str, "photos to choose by": percent,
                "photos to choose by, 95 %": percent, "other photos": percent,
                "other photos, 95 %": percent, "against the chosen": points, "chosen": str}
     return columns, [

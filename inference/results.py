@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils import printable, write_json
+from utils import CONTROLS, printable, write_json
 
 HARDEST = 3  # classes that a summary names
 BEST = 3  # names that a summary gives of a photo's likeliest
@@ -25,7 +25,7 @@ def write_result(result: dict, summary: Sequence[str], file: str | Path | None =
         write_json(result, file)
     if terminal:
         for line in summary:
-            print(printable(line))
+            print(printable(line).translate(CONTROLS))  # a file name may hold a terminal's codes
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -150,7 +150,8 @@ def of_maps(result: dict) -> list[str]:
         return [f"area under the curves of {result['images']} photos (deletion: lower is better; "
                 "insertion: higher is better)",
                 *(f"{method:10}" + ", ".join(
-                    f"{kind} {area['mean']:.3f} ± {area['plus_minus']:.3f}"
+                    f"{kind} {area['mean']:.3f}" + (
+                        "" if area["plus_minus"] is None else f" ± {area['plus_minus']:.3f}")
                     for kind, area in row.items())
                   for method, row in result["area_under_curve"].items())]
     return [f"{row['filename']:24} " + ("" if row["label"] is None else

@@ -88,8 +88,17 @@ def option_words(options: Options) -> list[str]:
     for key, value in options.items():
         if value in ("true", "false"):
             words.append(f"--{key}" if value == "true" else f"--no-{key}")
-        elif "+" in value:
+        elif "+" in value and not is_number(value):
             words += [f"--{key}", *value.split("+")]
         else:
             words.append(f"--{key}={value}")  # which may begin with a dash
     return words
+
+
+def is_number(text: str) -> bool:
+    """Whether ``text`` is one number, such as 1e+0."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

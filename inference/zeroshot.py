@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,31 +45,43 @@ TEMPLATES = {
         "a photo of {} big {}.")),
 }
 
+GIVEN = "given"  # the ensemble of the templates that are typed
 TOLD_APART = 0.05  # p-value below which a template is called worse than the best one
 
 # --- templates ----------------------------------------------------------------------------------
 
 
-def read_templates(words: Iterable[str]) -> dict[str, list[str]]:
+def read_templates(words: Sequence[str]) -> dict[str, list[str]]:
     """``--template``'s words -> {name of a set, file name, or "given": its templates}.
 
     Raises UserError for a template without a place for the class name, and for an empty file.
     """
     groups: dict[str, list[str]] = {}
+    files = [word for word in words if "{" not in word and os.path.isfile(word)]
+    called = dict(zip(files, names_of_files(files), strict=True))
     for word in words:
-        word = word if Path(word).is_file() else understood(word, TEMPLATES)
-        if word in TEMPLATES:
+        word = word if word in called else understood(word, TEMPLATES)
+        if word in called:
+            groups[called[word]] = templates_in(word)
+        elif word in TEMPLATES:
             groups[word] = list(TEMPLATES[word])
-        elif "{" not in word and Path(word).is_file():
-            groups[word] = templates_in(word)
         else:
-            groups.setdefault("given", []).append(word)
+            groups.setdefault(GIVEN, []).append(word)
+    groups = {name: list(dict.fromkeys(group)) for name, group in groups.items()}
     for template in unique(groups):
         if not has_place(template):
             raise UserError(f'template "{template}" has no {{object}} (or {{}}) where the class '
                             "name goes, and it is neither a file nor one of the sets "
                             f"{', '.join(TEMPLATES)}")
     return groups
+
+
+def names_of_files(files: Sequence[str]) -> list[str]:
+    """What the ensembles of template files are called: the files' names, or their paths where two
+    names are equal or one is that of another ensemble."""
+    names = [Path(file).name for file in files]
+    clear = len(set(names)) == len(set(files)) and not {*names} & {GIVEN, *TEMPLATES}
+    return names if clear else [os.path.join(os.curdir, file) for file in files]
 
 
 def templates_in(file: str | Path) -> list[str]:
@@ -150,9 +163,6 @@ def zero_shot_predictions(
                                                    labels), compute, "encode") as done:
             yield done
         return
-    if args.resume:
-        raise UserError("--resume does not go with --embeddings, which keeps features for all "
-                        "photos; give one of them")
     readable, images, unreadable = kept_image_features(clip, photos, compute, args.embeddings)
     report_unreadable(readable, unreadable)
     lost = {path for path, _ in unreadable}
@@ -169,7 +179,7 @@ def classifiers(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     several, and the ensemble of all."""
     texts = unique(groups)
     found = {text: [text] for text in texts}
-    found |= {f"ensemble of {Path(name).name} ({len(group)})": list(group)
+    found |= {f"ensemble of {name} ({len(group)})": list(group)
               for name, group in groups.items() if len(group) > 1}
     if len(groups) > 1:
         found[f"ensemble of all ({len(texts)})"] = texts
@@ -224,7 +234,7 @@ def add_distances(rows: Sequence[dict], right: Sequence[np.ndarray]) -> None:
 def accuracy_table(rows: Sequence[dict], wide: bool = True) -> tuple[Columns, list[dict]]:
     """The rows of ``template_accuracies`` as ``data.tables`` writes them; where it may be ``wide``,
     names inside and outside ImageNet have columns of their own if there are photos of both."""
-    columns = {"template": printable, "accuracy": percent, "95 % interval": percent,
+    columns = {"template": str, "accuracy": percent, "95 % interval": percent,
                "against the best": points}
     parts = {"inside_imagenet": "names in ImageNet", "outside_imagenet": "other names"}
     if not wide or not parts.keys() <= rows[0].keys():

@@ -28,8 +28,8 @@ def write_zeroshot_page(
              "lead": f"{len(paths):,} photos, {len(names)} classes. A column is a template, or an "
                      "ensemble of several; a percentage in it is the probability of the class that "
                      "it chose.",
-             "notes": "The interval of an accuracy is Wilson's 95 % interval: two methods whose "
-                      "intervals overlap widely are not told apart.",
+             "notes": "The interval of an accuracy is Wilson's 95 % interval: intervals "
+                      "that overlap do not tell two methods apart.",
              "methods": [{"name": printable(row["template"]), "note": _accuracy(row)}
                          for row in rows]}
     with page.html_page(file, "table", about) as add:

@@ -85,18 +85,19 @@ class Compared(NamedTuple):
     share: float
     interval: tuple[float, float]  # of 95 % (Wilson)
     behind: float  # its share minus the best one, 0 or less
-    worse: bool  # whether the best share lies above the interval
+    worse: bool  # whether its interval lies below that of the best one
 
 
 def compare(results: list[tuple[float, int] | None]) -> list[Compared | None]:
     """(correct, total) of several models, or None. ``correct`` may be a mean over seeds."""
-    best = max((result[0] / result[1] for result in results if result), default=0.0)
+    known = [result for result in results if result]
+    best = max(known, key=lambda result: result[0] / result[1], default=None)
     rows = []
     for result in results:
         if result is None:
             rows.append(None)
             continue
         share, interval = result[0] / result[1], wilson_interval(*result)
-        rows.append(Compared(share, interval, share - best,
-                             share < best and best > interval[1]))  # 100 % may round below 1
+        rows.append(Compared(share, interval, share - best[0] / best[1],
+                             wilson_interval(*best)[0] > interval[1]))
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -58,7 +59,8 @@ def describe(texts: Sequence[str], training: Sequence[str] | None = None) -> dic
     words = [tuple(tokens) for tokens in tokenize_all(texts)]
     count = max(len(words), 1)
     about = {"mean_words": sum(map(len, words)) / count,
-             "distinct_captions": len(set(words)), "distinct_words": len(set(sum(words, ()))),
+             "distinct_captions": len(set(words)),
+             "distinct_words": len(set(chain.from_iterable(words))),
              "broken_off": sum(tokens[-1:] in OPEN_ENDS for tokens in words) / count}
     if training is not None:
         known = {tuple(tokens) for tokens in tokenize_all(training)}

@@ -13,10 +13,11 @@ def most_important_first(maps: np.ndarray) -> np.ndarray:
     return np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable")
 
 
-def random_order(images: int, patches: int, seed: int) -> np.ndarray:
-    """(N, patches): the order that a map must beat."""
-    random = np.random.default_rng(seed)
-    return np.stack([random.permutation(patches) for _ in range(images)])
+def random_order(images: int, patches: int, seed: int, first: int = 0) -> np.ndarray:
+    """(N, patches): the order that a map must beat, of N images from number ``first``; the order of
+    an image is the same in every batch."""
+    return np.stack([np.random.default_rng([seed, first + image]).permutation(patches)
+                     for image in range(images)])
 
 
 def curve(
@@ -47,6 +48,6 @@ def area_under(curves: np.ndarray) -> np.ndarray:
 
 
 def mean_with_interval(values: np.ndarray) -> dict:
-    """The mean and its 95 % interval (normal approximation) over images."""
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return {"mean": float(values.mean()), "plus_minus": float(half)}
+    """The mean and its 95 % interval (normal approximation) over images; None for one image."""
+    half = float(1.96 * values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "plus_minus": half}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+ROUNDING = 1e-6  # by which products of equal vectors may differ
+
 
 def recall(
     images: np.ndarray, texts: np.ndarray, owner: np.ndarray, ks: Sequence[int] = (1, 5, 10)
@@ -19,13 +21,15 @@ def recall(
     # How many wrong items are as near as the right one, or nearer: 0 is the best rank.
     image_ranks = np.full(len(images), len(texts))
     text_ranks = np.empty(len(texts), dtype=int)
-    cosines = (images[owner] * texts).sum(1)  # (T,), of each text and its image
     for text in range(len(texts)):
-        others = np.arange(len(images)) != owner[text]
-        text_ranks[text] = (images[others] @ texts[text] >= cosines[text]).sum()
+        cosines = images @ texts[text]
+        near = cosines >= cosines[owner[text]] - ROUNDING
+        text_ranks[text] = near.sum() - 1
     for image in range(len(images)):
         own = owner == image
         if own.any():
-            image_ranks[image] = (texts[~own] @ images[image] >= cosines[own].max()).sum()
+            cosines = texts @ images[image]
+            near = cosines >= cosines[own].max() - ROUNDING
+            image_ranks[image] = near[~own].sum()
     return {name: {str(k): float((ranks < k).mean()) for k in ks}
             for name, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks))}

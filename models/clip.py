@@ -99,8 +99,9 @@ class Clip:
         cut = [text for text, row in zip(texts, rows, strict=True) if len(row) > context]
         if cut:
             shown = ", ".join(f'"{text[:60]}{"…" * (len(text) > 60)}"' for text in cut[:5])
-            warn(f"{len(cut)} texts are longer than the {context} tokens that {self.name} reads "
-                 f"and were cut: {shown}{', …' * (len(cut) > 5)}")
+            text, were = ("text is", "was") if len(cut) == 1 else ("texts are", "were")
+            warn(f"{len(cut)} {text} longer than the {context} tokens that {self.name} reads and "
+                 f"{were} cut: {shown}{', …' * (len(cut) > 5)}")
         return [row if len(row) <= context else [*row[:context - 1], row[-1]] for row in rows]
 
 
@@ -121,7 +122,7 @@ def open_clip(source: str | Path) -> Clip:
     if path.is_dir() and (path / OPEN_CLIP).is_file() and not (path / "config.json").is_file():
         path = weights_in(path)
     if not path.is_file():
-        name = openai_name(str(source))
+        name = None if path.is_dir() else openai_name(str(source))
         if name is not None:
             warn(f"{source} is OpenAI's name for hf:{name}, which is opened")
             return _open_transformers(name)
@@ -132,6 +133,8 @@ def open_clip(source: str | Path) -> Clip:
     preprocessing = found[2] if found else towers.preprocessing
     vocabulary = sorted(found[1].get_vocab().items()) if found else towers.tokenizer.to_json()
     identity = [digest(towers.state_dict()), vocabulary, preprocessing]
+    if found:  # its activation and heads, which a file beside the weights may name
+        identity.append(towers.model.config.to_json_string())
     return Clip(towers, preprocessing, str(source), _hash(identity))
 
 
@@ -244,7 +247,7 @@ def _open_transformers(source: str) -> Clip:
     from huggingface_hub import try_to_load_from_cache
 
     silence_transformers()
-    folder = Path(source)
+    folder, problem = Path(source), None
     # What is on disk asks no network, which would be waited for where there is none.
     for local_files_only in (True,) if folder.is_dir() else (True, False):
         if not local_files_only:
@@ -252,14 +255,15 @@ def _open_transformers(source: str) -> Clip:
         try:
             towers, preprocessing = _read_transformers(source, local_files_only)
             break
-        except UserError:
-            raise
         except Exception as error:  # transformers and the hub raise anything
-            problem = one_line(error)[:200]
+            problem = problem or error
     else:
-        if not folder.is_dir():
-            problem = "no such file or folder, and the hub does not give it (no network?)"
-        raise UserError(f"cannot open {source} as a CLIP: {problem}; give a file, a folder of "
+        if isinstance(problem, UserError):
+            raise problem
+        missing = isinstance(problem, OSError) and not folder.is_dir()
+        text = ("no such file or folder, and the hub does not give it (no network?)" if missing
+                else one_line(problem)[:200])
+        raise UserError(f"cannot open {source} as a CLIP: {text}; give a file, a folder of "
                         "transformers', or another name")
     if not folder.is_dir():
         folder = Path(try_to_load_from_cache(source, "config.json")).parent

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from utils import read_text
+
 from data.files import read_csv, read_table
 from report import observations as of
 from report.inputs import Inputs
@@ -16,6 +18,7 @@ from report.section import (
     Table,
     Words,
     count,
+    names_of_models,
     plain,
     with_interval,
 )
@@ -93,8 +96,9 @@ def captions_commands(inputs: Inputs, folder: Path) -> list[Words]:
 
 def captions_answer(inputs: Inputs, folder: Path, printed: list[dict]) -> Answer:
     results = [part for part in printed if "captioners" not in part]
-    names = [f"{Path(result['checkpoint']).name} with {result['search']['beams']} "
-             f"beam{'s' * (result['search']['beams'] != 1)}" for result in results]
+    called = names_of_models([result["checkpoint"] for result in results])
+    names = [f"{name} with {count(result['search']['beams'], 'beam')}"
+             for name, result in zip(called, results, strict=True)]
     measured = ciders(names, results)
     best = of.best_of(measured) or 0
     each = [{row["filename"]: float(row["CIDEr"])
@@ -137,8 +141,9 @@ def peft_commands(inputs: Inputs, folder: Path) -> list[Words]:
 def peft_answer(inputs: Inputs, folder: Path, results: list[dict]) -> Answer:
     half = len(results) // 2
     scores, parameters = results[:half], [part["trained_parameters"] for part in results[half:]]
-    names = [f"{part['method']['name']} ({Path(part['checkpoint']).name})"
-             for part in results[half:]]
+    called = names_of_models([part["checkpoint"] for part in results[half:]])
+    names = [f"{part['method']['name']} ({name})"
+             for part, name in zip(results[half:], called, strict=True)]
     measured = ciders(names, scores)
     best = of.best_of(measured) or 0
     table = score_table(names, scores, best if half > 1 else None, "method")
@@ -180,7 +185,7 @@ def methods_answer(inputs: Inputs, folder: Path, results: list) -> Answer:
 def compared_answer(source: Path, folder: Path) -> Answer:
     """The table and the curves that ``peft_caption.py compare`` wrote into ``source``."""
     header, *rows = read_table(source / "compared.csv")
-    figures = []
+    figures, notes = [], []
     if (source / "curves.png").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / "curves.png", folder / "curves.png")
@@ -195,15 +200,18 @@ def compared_answer(source: Path, folder: Path) -> Answer:
                 for name, row in zip(names, rows, strict=True)]
     best = of.best_of(measured)
     top = measured[best or 0]
-    shown = source / "compared.md"
-    table = markdown_rows(shown.read_text(encoding="utf-8")) if shown.is_file() else [header, *rows]
+    table = [header, *rows]
+    if (source / "compared.md").is_file():
+        text = read_text(source / "compared.md")
+        table, notes = markdown_rows(text), [text.partition("\n|")[0].strip()]
     return Answer(
         f"{top.name}: {with_interval(top.value, top[2:])}",
         tables=[Table(table[0], table[1:], best)], figures=figures,
         observations=of.said(
             of.told_apart(measured),
             of.trained([(name, int(row[trained].replace(",", "")))
-                        for name, row in zip(names, rows, strict=True)], MOST_PARAMETERS)))
+                        for name, row in zip(names, rows, strict=True)], MOST_PARAMETERS)),
+        notes=list(filter(None, notes)))
 
 
 def markdown_rows(text: str) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from report.section import (
     Words,
     answer_figures,
     count,
+    names_of_models,
     percent,
     with_interval,
 )
@@ -46,8 +48,9 @@ def accuracy_commands(inputs: Inputs, folder: Path) -> list[Words]:
 def accuracy_answer(inputs: Inputs, folder: Path, printed: list[dict]) -> Answer:
     results, pairs = ([part for part in printed if ("difference" in part) == compared]
                       for compared in (False, True))
-    names = [" + ".join(Path(source).name for source in result["checkpoints"])
-             for result in results]
+    called = iter(names_of_models([source for result in results
+                                   for source in result["checkpoints"]]))
+    names = [" + ".join(islice(called, len(result["checkpoints"]))) for result in results]
     measured = [Measured(name, result["accuracy"], *result["accuracy_95"])
                 for name, result in zip(names, results, strict=True)]
     best = of.best_of(measured) or 0

@@ -62,12 +62,12 @@ def corners(maps: np.ndarray) -> str:
 def peaks_inside(maps: np.ndarray, method: str) -> str:
     """On how many photos the peak of the ``method``'s map lies in the middle half of the height and
     of the width."""
-    rows, cols = maps.shape[1:]
-    peaks = [np.unravel_index(grid.argmax(), grid.shape) for grid in maps]
-    inside = sum(abs(2 * row + 1 - rows) <= rows / 2 and abs(2 * col + 1 - cols) <= cols / 2
-                 for row, col in peaks)
+    row, col = (abs(2 * np.arange(size) + 1 - size) <= size / 2 for size in maps.shape[1:])
+    middle = np.outer(row, col)
+    inside = sum(middle.flat[grid.argmax()] for grid in maps)
     return (f"On {inside} of {count(len(maps), 'photo')} the peak of {method} lies in the middle "
-            "half of the height and of the width, which is a quarter of the area.")
+            f"half of the height and of the width, which has {percent(middle.mean())} of the "
+            "patches.")
 
 
 def pointing(rows: Sequence[Mapping]) -> str:

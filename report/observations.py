@@ -46,7 +46,7 @@ def told_apart(
         return (f"{shown} Its interval lies above {'that' if len(far) == 1 else 'those'} of "
                 f"{listed(far)}.")
     text = (f"{shown} Its interval overlaps with {'that' if len(near) == 1 else 'those'} of "
-            f"{listed(near)}: on these photos they cannot be told apart.")
+            f"{listed(near)}: the intervals alone do not tell them apart.")
     return text + (f" It lies above {'that' if len(far) == 1 else 'those'} of {listed(far)}."
                    if far else "")
 
@@ -171,6 +171,8 @@ def negation(rows: Sequence[Measured], number_of_classes: int) -> str | None:
              f"{with_interval(row.value, row[2:], percent)}")
     if row.low > chance:
         return f"{shown}, more than chance ({percent(chance)}): the negation is hardly noticed."
+    if row.high < chance:
+        return f"{shown}, less than chance ({percent(chance)}): the negation is noticed."
     return f"{shown}; the interval reaches down to chance ({percent(chance)})."
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shlex
@@ -156,9 +157,9 @@ def inputs_of(words: Words, folder: Path) -> list:
         path = ROOT / word
         if path.is_relative_to(folder):
             continue
-        if path.is_file():
+        if os.path.isfile(path):  # a word may be too long for the name of a file
             found.append([word, *file_stamp(path)])
-        elif path.is_dir():
+        elif os.path.isdir(path):
             found.append([word, stamps(path, inside=False)])
     return found
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from data.files import short_names
+
 if TYPE_CHECKING:
     from report.inputs import Inputs
 
@@ -67,6 +69,17 @@ class Section:
     reading: str  # how to read the figure or table
     references: tuple[str, ...] = ()  # figures that others reached
     lacks: Callable[[Inputs], str] = field(default=lambda inputs: "")
+
+
+def names_of_models(sources: Sequence[str]) -> list[str]:
+    """The file names of models, after as many folders as tell different ones apart; the name of a
+    model that is no file, such as hf:owner/name, as it is."""
+    different = list(dict.fromkeys(sources))
+    names = [Path(source).name for source in different]
+    if len(set(names)) < len(names):
+        names = short_names(different)
+    called = dict(zip(different, names, strict=True))
+    return [called[source] for source in sources]
 
 
 def answer_figures(folder: Path, name: str, photos: int) -> list[Figure]:

@@ -81,8 +81,8 @@ def test_templates_are_the_published_ones(tmp_path):
     file = tmp_path / "my templates.txt"
     file.write_text("a {} on {object}\n\n  the {}  \n")
     groups = read_templates(["cifar", str(file), "my {}", "our {object}", "my {}"])
-    assert groups == {"cifar": list(cifar), str(file): ["a {} on {object}", "the {}"],
-                      "given": ["my {}", "our {object}", "my {}"]}
+    assert groups == {"cifar": list(cifar), file.name: ["a {} on {object}", "the {}"],
+                      "given": ["my {}", "our {object}"]}
     assert len(unique(groups)) == 22
     assert fill("a {} on {object}", "cat") == "a cat on cat"
 
@@ -310,7 +310,7 @@ def test_top5_of_files_and_of_awkward_photos(tmp_path, clip_file, capsys):
              tmp_path / "o.png", *CPU]
     status, printed, errors = inside(script, "top5", "--images", *photos, *words, capsys=capsys)
     assert status == 0 and len(json.loads(printed)["images"]) == 3
-    assert all("were cut" in line for line in errors)
+    assert all("was cut" in line for line in errors)
     folder = make_folder(tmp_path / "many", 9)
     status, _, errors = inside(script, "top5", "--images", folder, *words, capsys=capsys)
     assert status == 1 and "27 images are too many" in errors[0] and "--sample" in errors[0]
@@ -377,7 +377,9 @@ def test_bad_names_get_one_line(tmp_path, photos, capsys, names, message):
     (["predict", "--images", "photos", "--output", "folder"], 1, "folder is a folder"),
     (["predict", "--images", "photos", "--model", "no.safetensors"], 1, "does not exist"),
     (["predict", "--images", "photos", "--model", "n.json"], 1, "n.json"),
-    (["predict", "--images", "photos", "--embeddings", "e.csv"], 1, "must end in .npz"),
+    (["predict", "--images", "photos", "--embeddings", "e.csv"], 2, "must end in .npz"),
+    (["predict", "--images", "photos", "--embeddings", "e.npz", "--resume"], 1,
+     "--resume does not go with --embeddings"),
     (["predict", "--images", "photos", "--embeddings", "folder/x.npz/e.npz"], 1, "cannot write"),
     (["eval", "--images", "odd"], 1, "label 99 in odd is none of n.json's 3 labels"),
     (["eval", "--images", "unlabelled"], 1, "photo.png carries no label"),

@@ -614,7 +614,8 @@ def test_a_model_that_is_not_available(project, hub, capsys, monkeypatch):
     ({"shipped": True}, "either"), ({"url": None}, "either"), ({"hub": "a/b"}, "either"),
     ({"size": "7"}, "number of bytes"), ({"size": -1}, "number of bytes"),
     ({"size": True}, "number of bytes"), ({"sha256": "0"}, "64 hexadecimal"),
-    ({"hub": "a/b", "url": None}, '"files" says'), ({"files": 7}, "not iterable"),
+    ({"hub": "a/b", "url": None}, '"files" says'), ({"files": 7}, '"files" must be a list'),
+    ({"needs": "base"}, '"needs" must be a list'),
     ({"file": "b.bin"}, "b has the same file"), ({"sha-256": SHA256}, "unexpected keyword"),
 ])
 def test_an_entry_that_is_not_as_it_should_be_is_refused(project, server, capsys, fields, message):

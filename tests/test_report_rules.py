@@ -30,7 +30,7 @@ def test_no_more_than_four_sentences_are_said():
 
 
 @pytest.mark.parametrize("rows, said, unsaid", [
-    ([A, B], "overlaps with that of B: on these photos they cannot be told apart", "above"),
+    ([A, B], "overlaps with that of B: the intervals alone do not tell them apart", "above"),
     ([C, A], "lies above that of C", "overlaps"),
     ([A, B, C], "lies above that of C", "lies above those"),
 ])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.captions import captioned_sources, read_texts
 from data.compute import autocast
-from models.clip import DualEncoder, build_clip, padded, save_clip
+from models.clip import DualEncoder, build_clip, save_clip
 from models.gpt2 import GPT2Config
 from models.tokenizer import train_bpe
 from training.clip_targets import (
@@ -129,9 +129,9 @@ def names_task(
 
     @torch.inference_mode()
     def evaluate(model, accelerator):
-        rows = [row[:model.context] for row in
-                model.ids([f"a photo of a {name}" for name in class_names])]
-        tokens = padded(rows, model.pad_id).to(accelerator.device)
+        tokens = torch.stack([full_length_ids(model, f"a photo of a {name}")
+                              for name in class_names])
+        tokens = trim_padding(tokens, model.pad_id).to(accelerator.device)
         with autocast(accelerator.device.type, recipe.precision):
             texts = F.normalize(model.text_features(tokens).float(), dim=1)
         nearest = (texts @ classes.to(tokens.device).T).argmax(1).cpu()

@@ -30,6 +30,7 @@ from models.checkpoint import digest, read_tensors
 from models.decoding import Search
 from models.peft import count_parts, load_peft
 from training.caption import photos_from
+from training.loop import Diverged
 from training.peft import insert_from, method_from, recipe_from, train_over, training_base
 from training.peft_settings import Row, comparison_rows
 from training.recipe import CaptionOptions
@@ -80,18 +81,25 @@ def compare(args: argparse.Namespace) -> None:
     compute = recipes[0].compute
     evaluation = evaluation_set(base, shown, compute, args)
     base_words = BaseSource.from_args(args).words()
-    histories, results = {}, {}
-    for row, method, recipe in zip(rows, methods, recipes, strict=True):
-        warn(f"training {len(results) + 1} of {len(rows)}: {row.title}")
-        histories[row.title] = train_over(base, method, images, val, recipe, row.run)
+    histories, results, done, diverged = {}, {}, [], []
+    for number, (row, method, recipe) in enumerate(zip(rows, methods, recipes, strict=True), 1):
+        warn(f"training {number} of {len(rows)}: {row.title}")
+        try:
+            histories[row.title] = train_over(base, method, images, val, recipe, row.run)
+        except Diverged as error:  # a result, not a reason to stop
+            warn(f"{row.title}: {error}")
+            diverged.append(row.title)
+            continue
+        done.append(row)
         results[row.title] = measure_run(Path(row.run.out), method.name, base, base_words,
                                          evaluation, compute)
-        write_comparison(rows[:len(results)], histories, results, evaluation.scoring,
-                         Path(args.out))
+        write_comparison(done, diverged, histories, results, evaluation.scoring, Path(args.out))
+    if not done:
+        raise UserError("every training diverged; give a lower --lr")
     if args.show:
-        write_comparison_sheet(args.show, rows, evaluation, Path(args.out) / SHEET)
+        write_comparison_sheet(args.show, done, evaluation, Path(args.out) / SHEET)
     if args.html:
-        write_comparison_page(args.html, rows, results, evaluation)
+        write_comparison_page(args.html, done, results, evaluation)
     warn(f"wrote compared.md, compared.csv and curves.png into {args.out}")
 
 
@@ -142,11 +150,11 @@ def per_image_file(run: Path, beams: int) -> Path:
 
 
 def write_comparison(
-    rows: Sequence[Row], histories: dict[str, list[dict]], results: dict[str, dict],
-    scoring: Scoring, out: Path,
+    rows: Sequence[Row], diverged: Sequence[str], histories: dict[str, list[dict]],
+    results: dict[str, dict], scoring: Scoring, out: Path,
 ) -> None:
-    """The rows that are done: compared.md, compared.csv and the curves by epoch. ``histories`` and
-    ``results`` are those of each row by its title."""
+    """The rows that are done: compared.md, which also names those that ``diverged``, compared.csv
+    and the curves by epoch. ``histories`` and ``results`` are those of each row by its title."""
     scores = {f"{metric}, {search}": (metric, search) for metric in ("CIDEr", "CLIPScore")
               for search in BEAMS if metric in results[rows[0].title][search]["metrics"]}
     columns = {"method": str} | {key: str for row in rows for key in row.options} | {
@@ -167,7 +175,8 @@ def write_comparison(
             cells[-1] |= {title: result[search]["metrics"][metric],
                           f"{title}, 95 %": result[search]["intervals_95"][metric]}
     write_table(out / "compared.csv", out / "compared.md", columns | {"against the best": decimals},
-                cells, NOTE.format(search=widest()))
+                cells, "\n\n".join([NOTE.format(search=widest()), *(
+                    f"{title}: the training diverged." for title in diverged)]))
     charts.caption_curves(histories, out / "curves.png")
 
 
@@ -223,7 +232,7 @@ def write_comparison_page(
              "lead": f"{len(evaluation.paths):,} photos with the captions of {len(results)} "
                      f"methods, written with {search}.",
              "notes": "CIDEr of a single photo depends on few references: read it beside the "
-                      "photo. Two methods whose 95 % intervals overlap widely are not told apart.",
+                      "photo. 95 % intervals that overlap do not tell two methods apart.",
              "methods": [{"name": method, "note": _with_interval(result[search])}
                          for method, result in results.items()]}
     with page.html_page(file, "table", about) as add:

@@ -52,6 +52,8 @@ def comparison_rows(args: argparse.Namespace) -> list[Row]:
     varied = combinations(args.vary)
     refuse_other_keys(varied, VARIED, "sizes and options of the recipe")
     methods = list(dict.fromkeys(args.methods))
+    if "lr" in varied[0] and {*dict(args.lr_of)} & {*methods}:
+        raise UserError("--lr-of and --vary lr both give the learning rate; give one of them")
     for key in varied[0]:
         if not any(concerns(key, method) for method in methods):
             raise UserError(f"--vary {key}: none of the methods {', '.join(methods)} has this size")

@@ -65,8 +65,8 @@ def write_sweep(done: Sequence[Done], seeds: int, out: Path) -> None:
 
 
 def measured(done: Sequence[Done]) -> list[dict]:
-    """The columns of each setting beside its options. A setting is worse than the best where its
-    interval excludes the best accuracy."""
+    """The columns of each setting beside its options. A setting is worse than the best where their
+    intervals do not overlap."""
     means = [row.mean for row in done]
     compared = accuracy.compare([mean and (mean[-1]["val_correct"], mean[-1]["val_images"])
                                  for mean in means])

@@ -21,6 +21,7 @@ function show(place) {
   const text = photo.captions[caption].words[word];
   const map = word < 0 ? null : mapOf(mapsOf(photo.captions[caption]), word, photo.grid);
   draw(canvas, photo.pixels, photo.box, map, opacity);
+  showScale(mapsOf(photo.captions[caption]).tops[0], "share of attention, per patch", photo.box);
   placeMark(find("peak"), map && map.peak, photo.grid, photo.box);
   canvas.setAttribute("aria-label",
     map ? `${photo.name} with the map of “${text}”` : `${photo.name}, the photo alone`);
@@ -45,7 +46,6 @@ function refresh() {
       detail.textContent = `, ${described(map)}`;
     }
   }
-  showScale(mapsOf(photo.captions[shown.caption]).tops[0], "share of attention, per patch", photo.box);
   show(shown);
 }
 
