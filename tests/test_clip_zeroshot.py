@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 from utils import UserError
 
@@ -32,6 +33,7 @@ from inference.zeroshot import (
     TEMPLATE,
     TEMPLATES,
     ZeroShot,
+    classifiers,
     ensemble,
     fill,
     read_templates,
@@ -300,6 +302,20 @@ def test_top5_draws_and_prints(tmp_path, photos, clip_file, capsys, monkeypatch)
         assert title.startswith(f"{path.name}\ntrue: {names[path.name[0]].replace('_', ' ')}, "
                                 f"{row[int(path.name[0])]:.1%}")
         assert ("(rank" in title) == (not any(true))
+
+
+def test_template_files_of_one_name_both_have_their_ensemble(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/t.txt", "b/t.txt", "given"):
+        Path(name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, f"{name[0]} {{}}\nthe {{}}\n")
+    groups = read_templates(["a/t.txt", "b/t.txt", "typed {}", "given"])
+    assert groups == {"./a/t.txt": ["a {}", "the {}"], "./b/t.txt": ["b {}", "the {}"],
+                      "./given": ["g {}", "the {}"], "given": ["typed {}"]}
+    assert [title for title in classifiers(groups) if title.startswith("ensemble")] == [
+        "ensemble of ./a/t.txt (2)", "ensemble of ./b/t.txt (2)", "ensemble of ./given (2)",
+        "ensemble of all (5)"]
+    assert read_templates(["a " + "very " * 60 + "nice {}"])  # no name of a file
 
 
 def test_top5_of_files_and_of_awkward_photos(tmp_path, clip_file, capsys):

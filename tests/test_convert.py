@@ -447,6 +447,9 @@ def test_a_clip_of_open_clip_is_what_its_config_says(tmp_path, vocabulary, capsy
     compare(plain)
     write_open_clip(tmp_path, {"quick_gelu": True, "text_cfg": {"heads": 2}})
     compare(open_clip(file))
+    write_open_clip(tmp_path, {"quick_gelu": False, "text_cfg": {"heads": 2}})
+    assert open_clip(file).identity != plain.identity  # kept features are of one activation
+    write_open_clip(tmp_path, {"quick_gelu": True, "text_cfg": {"heads": 2}})
     for block in (*theirs.transformer.resblocks, *theirs.visual.transformer.resblocks):
         block.mlp.gelu, block.attn.num_heads, block.attn.head_dim = nn.GELU(), 4, 32
     write_open_clip(tmp_path, {"vision_cfg": {"head_width": 32, "layers": 3, "pool_type": "tok"},

@@ -82,7 +82,9 @@ def test_curves_of_one_run_and_of_many(tmp_path):
     history = [{"epoch": n, "train_loss": 1 / n, "val_loss": 1.1 / n, "train_accuracy": 0.5,
                 "val_accuracy": 0.4} for n in (1, 2, 3)]
     no_val = [{"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}]
-    for histories in ({"": history}, {"": no_val}, {f"setting {n}": history for n in range(9)}):
+    odd = {"weights a$x_{$.pth": history, "_b": history}
+    for histories in ({"": history}, {"": no_val}, odd,
+                      {f"setting {n}": history for n in range(9)}):
         charts.training_curves(histories, tmp_path / "curves.png")
         assert min(Image.open(tmp_path / "curves.png").size) > 300
 

@@ -388,6 +388,10 @@ def test_names_as_users_type_them(tmp_path, monkeypatch, capsys):
         assert open_clip(name).towers.context == 40
         assert (f"{name} is OpenAI's name for hf:openai/clip-vit-base-patch32"
                 in capsys.readouterr().err)
+    (tmp_path / "clip").rename(tmp_path / "ViT-B-32")
+    monkeypatch.chdir(tmp_path)
+    assert open_clip("ViT-B-32").towers.context == 40  # the folder, not what it is called like
+    assert "OpenAI's name" not in capsys.readouterr().err
     with pytest.raises(UserError, match="RN50 is a CLIP with a ResNet; only those with a ViT"):
         open_clip("RN50")
     with pytest.raises(UserError, match="weights/ViT-B-32.pt does not exist"):

@@ -137,6 +137,20 @@ def test_faithfulness_compares_every_method_with_chance(tmp_path, photos, checkp
         assert 0 <= row["deletion"]["mean"] <= 1 and 0 <= row["insertion"]["mean"] <= 1
 
 
+def test_faithfulness_of_one_photo_has_no_interval(tmp_path, photos, checkpoint, here):
+    result = here("--images", photos / "0_000.png", "--output", tmp_path, "--checkpoint",
+                  checkpoint, "--faithfulness", *CPU)
+    table = json.loads(result.stdout, parse_constant=pytest.fail)  # NaN is no JSON
+    assert table["area_under_curve"]["last"]["deletion"]["plus_minus"] is None
+
+
+def test_a_random_order_is_the_same_in_every_batch():
+    whole = faithfulness.random_order(4, 9, seed=1)
+    parts = [faithfulness.random_order(2, 9, 1, first) for first in (0, 2)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert len({tuple(order) for order in whole}) == 4
+
+
 def test_deletion_of_a_model_that_uses_one_patch():
     """The true patch first is the best order for deletion and for insertion alike."""
     photo, grey = np.ones((1, 3, 8, 8)), np.zeros((1, 3, 8, 8))

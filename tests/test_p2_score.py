@@ -7,7 +7,8 @@ import json
 from functools import partial
 
 import pytest
-from conftest import ROOT, error_lines, run_inside, run_script
+from conftest import ROOT, error_lines, make_photo, run_inside, run_script
+from makers_clip import write_clip
 from makers_files import coco, write
 
 import p2_caption
@@ -130,3 +131,18 @@ def test_the_courses_own_figure():
                         "--captions", SHARED / "val.json")
     assert json.loads(result.stdout)["metrics"]["CIDEr"] == pytest.approx(
         0.7733517323228953, abs=1e-9)
+
+
+def test_only_the_photos_that_are_scored_must_be_there(tmp_path, here):
+    folder, table = tmp_path / "photos", tmp_path / "photos" / "scores.csv"
+    for name in ("a.b.jpg", "c.JPG"):
+        make_photo(folder / name)
+    words = ("--allow-missing", "--images", folder, "--per-image", table, "--clip",
+             write_clip(tmp_path / "clip.safetensors"))
+    for _ in range(2):  # the table may stand beside the photos, also the second time
+        result = score(here, tmp_path, {"a.b": "a dog", "c": "men"}, coco(REFERENCES), *words)
+        assert result.returncode == 0, result.stderr
+    result = score(here, tmp_path, PREDICTIONS, coco(REFERENCES), "--images", folder)
+    assert "1 of 3 images are not in" in result.stderr and "(d.png)" in result.stderr
+    result = score(here, tmp_path, PREDICTIONS, coco(REFERENCES), "--clip-prefix", "A photo of ")
+    assert result.returncode == 1 and "--clip-prefix needs --images" in result.stderr

@@ -39,8 +39,9 @@ from models.checkpoint import read_tensors
 from models.decoding import Search, generate
 from models.peft import identity_of, load_peft
 from models.vit_gpt2 import add_cross_attention
-from training import caption
+from training import caption, peft_compare
 from training import peft as training_peft
+from training.loop import Diverged
 from training.options import PEFT_LR
 
 SCRIPT = "peft_caption.py"
@@ -176,6 +177,7 @@ def test_each_method_is_trained_with_each_value_that_concerns_it(
     (["cross-width=16,17"], 1, "cross-width 17 is no multiple"),
     (["targets=attn.c_attn,nowhere", "--methods", "lora"], 1, "nowhere"),
     (["rank=1", "--vary", "rank=2"], 1, "--vary gives rank twice"),
+    (["lr=1,2", "--methods", "full"], 1, "--lr-of and --vary lr both give the learning rate"),
 ])
 def test_wrong_settings_are_refused_before_any_training(
         world, photos, tmp_path, capsys, words, status, message):
@@ -184,6 +186,27 @@ def test_wrong_settings_are_refused_before_any_training(
     result = here(capsys, *compared, "--vary", *words)
     assert result.returncode == status and message in error_lines(result)[-1], result.stderr
     assert not list((tmp_path / "runs").glob("*/*.safetensors"))
+
+
+def test_a_row_that_diverges_does_not_end_the_comparison(
+        world, photos, tmp_path, capsys, monkeypatch):
+    train = peft_compare.train_over
+
+    def diverging(base, method, images, val, recipe, args):
+        if recipe.lr > 1:
+            raise Diverged("the loss is nan; lower --lr")
+        return train(base, method, images, val, recipe, args)
+
+    monkeypatch.setattr(peft_compare, "train_over", diverging)
+    words = compare_words(world, photos)
+    words[words.index("--out") + 1] = tmp_path / "runs"
+    words[words.index("--html") + 1] = tmp_path / "page.html"
+    result = here(capsys, *words, "--methods", "cross", "--vary", "lr=9,0.01", "--epochs", "1")
+    assert result.returncode == 0, result.stderr
+    assert [row["lr"] for row in read_csv(tmp_path / "runs" / "compared.csv")] == ["0.01"]
+    assert "cross, lr 9: the training diverged." in (tmp_path / "runs" / "compared.md").read_text()
+    result = here(capsys, *words, "--methods", "cross", "--vary", "lr=9,8")
+    assert result.returncode == 1 and "every training diverged" in error_lines(result)[-1]
 
 
 def test_the_page_of_a_comparison_has_every_caption(world, photos):

@@ -242,3 +242,9 @@ def test_a_disk_that_fills_up(folder, tmp_path, checkpoint, predict):
     status, _, (line,) = predict(folder, out, "--resume")
     assert status == 0 and line.endswith("photos are left to do")
     assert len(out.read_text().splitlines()) == 13
+
+
+def test_a_prediction_may_stand_in_its_folder_of_photos(folder, predict):
+    for _ in range(2):
+        status, _, lines = predict(folder, folder / "out.csv")
+        assert status == 0 and "replace" not in " ".join(lines)

@@ -9,7 +9,7 @@ import pytest
 from report import map_observations as maps
 from report import observations as of
 from report import words as word_sections
-from report.section import Measured, count, listed, percent, with_interval
+from report.section import Measured, count, listed, names_of_models, percent, with_interval
 
 A, B, C = (Measured("A", 0.6, 0.5, 0.7), Measured("B", 0.4, 0.3, 0.55),
            Measured("C", 0.2, 0.1, 0.3))
@@ -155,6 +155,9 @@ def test_corners_and_peaks():
     assert "The corners are bright" in maps.corners(grids((0, 0), (5, 5)))
     assert "do not stand out" in maps.corners(grids((2, 2)))
     assert "On 1 of 2 photos the peak of last" in maps.peaks_inside(grids((2, 3), (0, 3)), "last")
+    everywhere = np.eye(196).reshape(196, 14, 14)  # a peak in each patch: the share is chance
+    assert "On 64 of 196 photos" in maps.peaks_inside(everywhere, "last")
+    assert "has 32.7 % of the patches" in maps.peaks_inside(everywhere, "last")
 
 
 def test_spread_and_agreement():
@@ -264,3 +267,13 @@ def test_the_ranking_is_found_from_any_working_folder(tmp_path, monkeypatch):
         None, project, [{"ranking": "ranking.csv", "clip": "c", **parts}])
 
     assert answer.result == "CLIPScore from 0.500 to 0.800"
+
+
+def test_models_of_one_file_name_are_told_apart():
+    assert names_of_models(["r/a.st", "r/b.st", "r/a.st"]) == ["a.st", "b.st", "a.st"]
+    assert names_of_models(["r/a/best.st", "r/b/best.st"]) == ["a/best", "b/best"]
+
+
+def test_a_negation_that_is_noticed():
+    row = Measured('"No {}"', 0.01, 0.001, 0.02)
+    assert "less than chance (10.0 %): the negation is noticed" in of.negation([row], 10)

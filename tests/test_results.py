@@ -102,3 +102,9 @@ def test_a_line_for_each_photo():
     assert results.of_maps({"images": [row]}) == [f"{'a.png':24} cat 50%  out/a.png"]
     row |= {"label": None, "name": "no head", "probability": None}
     assert results.of_maps({"images": [row]}) == [f"{'a.png':24} out/a.png"]
+
+
+def test_a_file_name_cannot_command_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    results.write_result(RESULT, ["x\x1b[2Jy.jpg right"])
+    assert sys.stdout.getvalue() == "x?[2Jy.jpg right\n"

@@ -30,3 +30,12 @@ def test_an_encoder_that_says_the_same_of_all_finds_nothing():
     found = recall(same, same, np.arange(3), (1, 2, 3))
     assert found["text_to_image"] == {"1": 0.0, "2": 0.0, "3": 1.0}
     assert found["image_to_text"] == found["text_to_image"]
+
+
+def test_copies_of_a_photo_are_as_near_as_it_is():
+    rng = np.random.default_rng(0)
+    image, text = unit(rng.normal(size=(1, 512))), unit(rng.normal(size=(1, 512)))
+    images, texts = (np.repeat(row.astype(np.float32), count, 0)
+                     for row, count in ((image, 50), (text, 250)))
+    found = recall(images, texts, np.repeat(np.arange(50), 5), (1, 5))
+    assert set(found["text_to_image"].values()) | set(found["image_to_text"].values()) == {0.0}

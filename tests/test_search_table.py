@@ -14,6 +14,7 @@ from makers_training import CPU, captions_of, read_csv, write_captioner, write_c
 import p2_caption
 from inference.results import of_searches
 from inference.search_table import SEARCH_KEYS
+from inference.settings import option_words
 from metrics.clipscore import mean_interval
 from models.vit_gpt2 import ViTGPT2
 
@@ -137,3 +138,8 @@ def test_bad_input_gets_one_line(
     line, = error_lines(result)
     assert result.returncode == status and message in line, line
     assert not (tmp_path / "out").exists() and (tmp_path / "taken").read_text() == "a file"
+
+
+def test_a_number_with_a_plus_is_one_value():
+    assert option_words({"length-penalty": "1e+0", "augment": "flip+crop", "freeze": "true"}) == [
+        "--length-penalty=1e+0", "--augment", "flip", "crop", "--freeze"]

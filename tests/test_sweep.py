@@ -10,6 +10,7 @@ import pytest
 from conftest import TINY, error_lines, run_inside, write_classifier
 
 import p1_vit_classify
+from metrics import accuracy
 from training.sweep_options import Setting
 from training.sweep_table import Done, write_sweep
 
@@ -81,6 +82,14 @@ def test_the_csv_holds_numbers_and_the_markdown_is_for_readers(tmp_path):
     text = (tmp_path / "sweep.md").read_text()
     assert "| 1e-3 | 50.0 % | 80.0 % | 73.9 % - 85.0 % | none | 2 | 90.0 % | 1 |" in text
     assert "| 17.6 % | 12.9 % - 23.5 % | -62.4 points |" in text and "the last one" in text
+
+
+def test_a_setting_is_worse_only_where_the_intervals_do_not_overlap():
+    # 83 of 100 has the interval 74.5 - 89.1: 90 lies above it, and its own begins at 82.6
+    near, far = accuracy.compare([(90, 100), (83, 100), (60, 100)])[1:]
+    assert round(near.behind, 2) == -0.07 and not near.worse and far.worse
+    assert accuracy.compare([None, (100, 100)])[0] is None and accuracy.compare([None]) == [None]
+    assert not accuracy.compare([(100, 100)])[0].worse
 
 
 def test_a_setting_of_which_one_seed_diverged_has_no_mean(tmp_path):
