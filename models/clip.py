@@ -256,7 +256,8 @@ def _open_transformers(source: str) -> Clip:
             towers, preprocessing = _read_transformers(source, local_files_only)
             break
         except Exception as error:  # transformers and the hub raise anything
-            problem = problem or error
+            if problem is None or isinstance(problem, OSError):  # "not found" says the least
+                problem = error
     else:
         if isinstance(problem, UserError):
             raise problem

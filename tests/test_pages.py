@@ -130,6 +130,15 @@ def choose(page, photo: int) -> None:
                            arg=name)
 
 
+def shown(place, text="", count=None) -> None:
+    """Wait until ``place`` is so, since a page may follow an action a moment later."""
+    from playwright.sync_api import expect
+
+    if count is not None:
+        expect(place).to_have_count(count)
+    expect(place.first).to_contain_text(text)
+
+
 def shown_levels(page) -> np.ndarray:
     """The map that the canvas shows with opacity 100, (rows, cols) from 0 to 255, read from the
     colours in the middle of the cells."""
@@ -209,7 +218,7 @@ def test_words_by_keyboard_and_by_tap(world, browser):
         assert last.get_attribute("aria-pressed") == "true"
         page.locator(".word").nth(4).click()
         assert page.locator(".word").nth(4).get_attribute("aria-pressed") == "true"
-        assert page.locator(".word[aria-pressed=true]").count() == 1
+        shown(page.locator(".word[aria-pressed=true]"), count=1)
 
 
 def test_a_word_is_named_with_its_numbers(world, browser):
@@ -313,23 +322,24 @@ def test_a_table_is_sorted_and_filtered(world, browser):
     differ = [entry for entry in entries if len({a["text"] for a in entry["answers"]}) > 1]
     with opened(browser, world / "table.html") as page:
         rows = page.locator("#rows tr")
-        assert page.inner_text("#count") == "120 of 120 photos, the first 100 are shown"
+        shown(page.locator("#count"), "120 of 120 photos, the first 100 are shown")
         page.click("#more")
-        assert rows.count() == 120 and page.locator("#more").is_hidden()
+        shown(rows, count=120)
+        assert page.locator("#more").is_hidden()
         page.check("#differ")
-        assert page.inner_text("#count").startswith(f"{len(differ)} of 120 photos")
+        shown(page.locator("#count"), f"{len(differ)} of 120 photos")
         page.uncheck("#differ")
         page.select_option("#method", "0")
         page.check("#wrong")
         wrong = [entry for entry in entries if not entry["answers"][0]["right"]]
         assert 0 < len(wrong) < 120
-        assert page.inner_text("#count").startswith(f"{len(wrong)} of 120 photos")
+        shown(page.locator("#count"), f"{len(wrong)} of 120 photos")
         page.get_by_role("button", name="This is a photo of").click()  # the surest ones first
         most = max(wrong, key=lambda entry: entry["answers"][0]["score"])
-        assert most["name"] in rows.first.inner_text()
-        assert page.locator("th[aria-sort=descending]").count() == 1
+        shown(rows.first, most["name"])
+        shown(page.locator("th[aria-sort=descending]"), count=1)
         page.fill("#words", most["name"])
-        assert rows.count() == 1
+        shown(rows, count=1)
 
 
 def test_the_answers_of_a_table_are_those_of_the_result(world):
