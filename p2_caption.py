@@ -21,8 +21,8 @@ al. 2021), computed with ckpt/clip_vit_tiny.safetensors or the CLIP that --clip 
 different CLIPs or prefixes are not comparable.
 
 What to expect: the shipped captioner has CIDEr 0.626 on 1,000 photos of Flickr8k val, which eval
-computes in 39 s on two CPU cores, and was trained in 75 minutes there. docs/captions.md has the
-commands, docs/results.md every figure with its data and interval.
+computes in a minute or two on two CPU cores. docs/captions.md has the commands, docs/results.md
+every figure with its data and interval, docs/training.md how long each stage of the training took.
 How to read the result: CIDEr gives weight to the words that tell images apart and goes from 0 to
 about 10; good captioners reach 0.9 to 1.3 on COCO, people 0.78 on Flickr8k (one caption of train
 against the other four). It depends on the set of images: compare only values on the same

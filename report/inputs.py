@@ -169,9 +169,10 @@ def sort_checkpoints(words: Iterable[str]) -> dict[str, list[str]]:
         kind, equals, source = word.partition("=")
         if not (equals and kind in KINDS):
             kind, source = kind_of(word), word
-        if _place(source) in found.setdefault(kind, []):
+        place, others = _place(source), found.setdefault(kind, [])
+        if place in others:
             raise UserError(f"--checkpoint names {source} twice; give each model once")
-        found[kind].append(_place(source))
+        others.append(place)
     return found
 
 

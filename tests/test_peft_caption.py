@@ -201,10 +201,12 @@ def test_a_row_that_diverges_does_not_end_the_comparison(
     words = compare_words(world, photos)
     words[words.index("--out") + 1] = tmp_path / "runs"
     words[words.index("--html") + 1] = tmp_path / "page.html"
-    result = here(capsys, *words, "--methods", "cross", "--vary", "lr=9,0.01", "--epochs", "1")
+    # the first, and the last, after which no other row is written
+    result = here(capsys, *words, "--methods", "cross", "--vary", "lr=9,0.01,8", "--epochs", "1")
     assert result.returncode == 0, result.stderr
     assert [row["lr"] for row in read_csv(tmp_path / "runs" / "compared.csv")] == ["0.01"]
-    assert "cross, lr 9: the training diverged." in (tmp_path / "runs" / "compared.md").read_text()
+    text = (tmp_path / "runs" / "compared.md").read_text()
+    assert all(f"cross, lr {lr}: the training diverged." in text for lr in (9, 8))
     result = here(capsys, *words, "--methods", "cross", "--vary", "lr=9,8")
     assert result.returncode == 1 and "every training diverged" in error_lines(result)[-1]
 

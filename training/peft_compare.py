@@ -89,11 +89,13 @@ def compare(args: argparse.Namespace) -> None:
         except Diverged as error:  # a result, not a reason to stop
             warn(f"{row.title}: {error}")
             diverged.append(row.title)
-            continue
-        done.append(row)
-        results[row.title] = measure_run(Path(row.run.out), method.name, base, base_words,
-                                         evaluation, compute)
-        write_comparison(done, diverged, histories, results, evaluation.scoring, Path(args.out))
+        else:
+            done.append(row)
+            results[row.title] = measure_run(Path(row.run.out), method.name, base, base_words,
+                                             evaluation, compute)
+        if done:
+            write_comparison(done, diverged, histories, results, evaluation.scoring,
+                             Path(args.out))
     if not done:
         raise UserError("every training diverged; give a lower --lr")
     if args.show:
