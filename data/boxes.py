@@ -33,8 +33,9 @@ def read_boxes(path: str | Path) -> dict[str, Boxes]:
             for kind, boxes in kinds.items():
                 _check(path, name, kind, boxes)
     except KeyError as error:
-        raise UserError(f"{path} lacks {error} for an image or a box, or an annotation names an "
-                        "image or a category that is not there") from None
+        what = (f"{error} in one of its entries" if isinstance(error.args[0], str) else
+                f"the image or the category {error}, which an annotation names")
+        raise UserError(f"{path} lacks {what}; add it") from None
     except (TypeError, ValueError, AttributeError, ZeroDivisionError):
         raise UserError(f"{path} must be a COCO instances file, or "
                         '{"<file name>": {"name": "dog", "boxes": [[left, top, right, bottom], '

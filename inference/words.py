@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from utils import warn
+from utils import UserError, warn
 
 import numpy as np
 
 from data.batches import photo_rows
-from data.captions import match_predictions, of_images, read_captions, read_predictions
+from data.captions import of_images, read_captions, read_predictions
 from data.compute import Compute
-from data.folders import spread
+from data.folders import spread, stem_of
 from data.photos import image_paths, report_unreadable
 from data.transform import Annotated
 
@@ -32,9 +32,11 @@ def chosen_photos(
     if references is None:
         return image_paths(words, limit)
     named, paths = read_captions(references), image_paths(words)
-    pairs = match_predictions(named, {path.name: [] for path in paths}, allow_missing=True)
-    known = {image for _, image in pairs}
-    kept = [path for path in paths if path.name in known]
+    known = {*named, *map(stem_of, named)}
+    kept = [path for path in paths if path.name in known or stem_of(path.name) in known]
+    if not kept:
+        raise UserError(f"{references} has captions of none of the {len(paths):,} images, such as "
+                        f"{paths[0].name}; give a file with captions of them")
     if len(kept) < len(paths):
         warn(f"{references} has captions of {len(kept):,} of {len(paths):,} images; the others are "
              "left out")

@@ -552,7 +552,7 @@ def test_the_best_and_the_worst_are_sought_where_there_are_references(tmp_path, 
     (["--images", "photos", "--best-worst", "--refs", "one.json"], 1, "needs the lists images"),
     (["--images", "photos/0.png", "--best-worst", "--refs", "r.json"], 1, "at least two images"),
     (["--images", "photos/1.png", "--best-worst", "--refs", "r.json"], 1,
-     "images 1.png; give the files of one set of photos"),
+     "r.json has captions of none of the 1 images, such as 1.png; give"),
     (["--images", "broken"], 1, "none of 1 images could be read"),
 ])
 def test_bad_input_gets_one_line(tmp_path, here, monkeypatch, words, status, message):

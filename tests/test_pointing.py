@@ -112,7 +112,7 @@ def broken_coco(**changes):
     ({"a.jpg": {"name": "dog", "boxes": [[0, 0, 30, 20]]}}, "as shares from 0 to 1"),
     ({"a.jpg": {"name": "dog", "boxes": [[0.9, 0, 0.1, 1]]}}, "left, top, right, bottom"),
     ({"c.jpg": {"name": "dog", "boxes": [[0, 0, 1, 1]]}}, "has boxes for none of the 1 images"),
-    (broken_coco(categories=[]), "lacks 1"),
+    (broken_coco(categories=[]), "lacks the image or the category 1, which an annotation names"),
     (broken_coco(images=[{"id": 7, "file_name": "a.jpg"}]), "lacks 'width'"),
     (broken_coco(annotations="x"), "must be a COCO instances file"),
 ])
