@@ -241,6 +241,13 @@ def test_given_captions_stand_beside_the_models_own(world, browser):
         own.first.hover()
         levels = shown_levels(page)
         assert levels.max() > levels.min()
+        scales = []
+        for caption in (0, 1):  # each caption has a scale of its own
+            page.locator(".words").nth(caption).locator(".word").last.hover()
+            top = page.evaluate(f"mapsOf(photo.captions[{caption}]).tops[0]")
+            shown(page.locator("#scale-top"), page.evaluate(f"percent({top})"))
+            scales.append(page.inner_text("#scale-top"))
+        assert scales[0] != scales[1]
 
 
 # --- patches ------------------------------------------------------------------------------------
