@@ -24,6 +24,7 @@ from pathlib import Path
 
 from utils import EXIT_SOME_UNREADABLE, ArgumentParser, UserError, warn, write_text
 
+from data.compute import resolve_device, resolve_precision
 from data.files import check_writable
 from inference.options import add_run_options
 from inference.parser import positive_int
@@ -112,6 +113,7 @@ def main() -> int:
     parser = make_parser()
     args = parser.parse_args()
     check_options(args, parser)
+    resolve_precision(args.precision, resolve_device(args.device))  # once, not in each section
     out = Path(args.output)
     check_folder(out)
     write_text(out / MARK, '{"made_by": "hw3_report.sh"}\n')  # before any file of ours is there

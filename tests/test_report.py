@@ -364,6 +364,13 @@ def test_wrong_options(tmp_path, words, status, said, capsys):
     assert not (tmp_path / "out" / "report.html").exists()
 
 
+def test_a_device_that_is_not_there_is_told_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    status, said = make_report(tmp_path / "out", "--device", "cuda", capsys=capsys)
+    assert status == 1 and "no CUDA device is visible" in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_other_files_is_left_alone(tmp_path, capsys):
     write(tmp_path / "thesis.txt", "x")
     status, said = make_report(tmp_path, capsys=capsys)
