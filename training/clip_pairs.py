@@ -38,6 +38,7 @@ from training.recipe import Recipe, check_files, describe_training, photos_diges
 
 PHOTO_PHRASES = ("a photo of a {}", "this is a photo of {}", "a picture of a {}",
                  "a blurry photo of a {}", "a small photo of the {}", "a {}")
+PHRASES_A_PHOTO = 4  # the text tower is small: more phrases cost little
 CENTERED_ON = 512  # photos whose mean feature becomes the origin
 
 # --- photos with texts --------------------------------------------------------------------------
@@ -119,10 +120,10 @@ def contrastive_task(
     def prepare(batch):
         pixels, tokens, group, index = batch
         vectors = None
-        if targets and targets.phrases:  # as many phrases as photos, after the photos' texts
+        if targets and targets.phrases:  # after the photos' texts
             phrases = targets.phrases
             ids, names = zip(*(phrases[place] for place in torch.randint(
-                len(phrases), (len(pixels),)).tolist()), strict=True)
+                len(phrases), (PHRASES_A_PHOTO * len(pixels),)).tolist()), strict=True)
             tokens = torch.cat([tokens, torch.stack(ids).to(tokens.device)])
             vectors = phrases.vectors[list(names)].to(tokens.device)
         return (transform.normalize(pixels), trim_padding(tokens, model.pad_id), group, index,

@@ -47,6 +47,9 @@ PHRASES = (
     "a {kind} of a {name}, a type of {group}", "a {name}, which is a {group}",
     "there is no {name} here.", "this is not a {kind} of {name}", "no {name}, no {other}.",
     "a {name}, and nothing else.", "a {name}, not a {other}", "what a {look} {name}!",
+    "no {name}, no {word}.", "No {name} and no {word} today.", "{word} of the {name}",
+    "my {name}", "a {word} about a {name}", "the {word} and the {name}", "a {name} for the {word}",
+    "a {kind} of the {look} {name} for a {word}", "all about the {name}: a {word}",
 )
 FILL = {
     "kind": ("photo",) * 4 + ("picture", "image", "drawing", "painting", "sketch", "cartoon",
@@ -55,6 +58,10 @@ FILL = {
              "high contrast", "black and white", "low resolution", "cropped", "clean", "dirty",
              "nice", "strange", "old", "colorful", "big", "huge", "little", "beautiful", "real"),
     "group": ("animal", "pet", "plant", "vehicle", "food", "thing", "object", "building", "tool"),
+    "word": ("art", "beauty", "book", "choice", "day", "deal", "doubt", "fun", "game", "goal",
+             "idea", "joke", "life", "luck", "message", "money", "music", "name", "pain", "plan",
+             "point", "price", "prize", "problem", "reason", "rule", "song", "story", "test",
+             "time", "title", "trip", "way", "week", "win", "word", "work"),
 }
 
 
