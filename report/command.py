@@ -113,9 +113,9 @@ def main() -> int:
     parser = make_parser()
     args = parser.parse_args()
     check_options(args, parser)
-    resolve_precision(args.precision, resolve_device(args.device))  # once, not in each section
     out = Path(args.output)
     check_folder(out)
+    resolve_precision(args.precision, resolve_device(args.device))  # once, not in each section
     write_text(out / MARK, '{"made_by": "hw3_report.sh"}\n')  # before any file of ours is there
     inputs = Inputs.from_args(args)
     sections, outcomes = of_year(args.year), []
