@@ -133,7 +133,8 @@ def hold_out(items: Sequence, count: int) -> tuple[list, list]:
     Raises UserError where no other item would be left.
     """
     if count >= len(items):
-        raise UserError(f"{len(items)} are too few to hold out {count} of them; hold out fewer")
+        raise UserError(f"{len(items)} photos are too few to hold out {count} of them for "
+                        "validation; give a smaller --hold-out")
     places = {(2 * i + 1) * len(items) // (2 * count) for i in range(count)}
     return ([item for place, item in enumerate(items) if place not in places],
             [item for place, item in enumerate(items) if place in places])
@@ -150,6 +151,9 @@ def language_texts(
     """
     texts = [text for path in files for text in read_texts(path)]
     if not count:
+        if len(texts) < 2:
+            raise UserError(f"{', '.join(map(str, files))}: too few captions, at least two are "
+                            "needed; give a file with more")
         return hold_out(texts, max(len(texts) // 20, 1))
     val = [text for path in files if _has_images(path)
            for _, captions in hold_out(list(read_captions(path).items()), count)[1]

@@ -73,6 +73,7 @@ def check_vit(model: nn.Module, source: object) -> None:
     """UserError where ``model`` has not the attention and the positions of a standard ViT."""
     if not isinstance(model, VisionTransformer):
         rotary = getattr(model, "pos_embed", None) is None and hasattr(model, "rope")
-        raise UserError(f"{source} is a {type(model).__name__}{' with rotary positions' * rotary}, "
-                        "not of timm's VisionTransformer family, whose attention and position "
-                        "embedding are needed here; give a ViT")
+        raise UserError(f"{source} is of the class {type(model).__name__}"
+                        f"{' with rotary positions' * rotary}, not of timm's VisionTransformer "
+                        "family, whose attention and position embedding are needed here; "
+                        "give a ViT")

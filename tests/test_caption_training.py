@@ -155,6 +155,14 @@ def test_several_sources_are_trained_on_and_validated_apart(trained, photos, tmp
     assert len(given) == 21 and val == [{other / name: captions[name] for name in captions}]
 
 
+@pytest.mark.parametrize("captions", ["", "a dog\n"])
+def test_a_language_model_needs_two_captions(captions, tmp_path, capsys):
+    file = tmp_path / "few.txt"
+    file.write_text(captions)
+    result = here(capsys, "pretrain", "--captions", file, "--out", tmp_path / "o")
+    assert result.returncode == 1 and "few.txt: too few captions" in error_lines(result)[-1]
+
+
 def test_captions_of_photos_held_out_are_never_pretrained_on(photos, tmp_path, capsys):
     captions = {name: [f"{text} in {name}" for text in texts]
                 for name, texts in captions_of(photos).items()}

@@ -308,12 +308,12 @@ def test_attention_figures_name_the_model_and_the_reason(tmp_path, photos, capsy
     resnet = write_classifier(tmp_path / "a.safetensors", model="test_resnet")
     images = ["--images", photos] if script is p1_attn_map else []
     for option, source, kind in (
-            ("--model", "swin_tiny_patch4_window7_224", "a SwinTransformer"),
-            ("--model", "convnext_atto", "a ConvNeXt"), ("--checkpoint", resnet, "a ResNet")):
+            ("--model", "swin_tiny_patch4_window7_224", "SwinTransformer"),
+            ("--model", "convnext_atto", "ConvNeXt"), ("--checkpoint", resnet, "ResNet")):
         result = run_inside(script, *images, option, source, "--output", tmp_path / "out",
                             capsys=capsys)
         line, = error_lines(result)
-        assert result.returncode == 1 and f"{source} is {kind}, not of timm's" in line
+        assert result.returncode == 1 and f"{source} is of the class {kind}, not of timm's" in line
         assert "give a ViT" in line and not (tmp_path / "out").is_file()
 
 

@@ -340,6 +340,7 @@ def test_a_resumed_training_must_repeat_its_options_and_data(tmp_path, head, cap
     (["train", "--checkpoint", "gone.safetensors", "--pairs", "gone.csv"], "cannot read gone.csv"),
     (["train", "--checkpoint", "x", "--wordnet", "x"], "--wordnet needs the head"),
     (["train", "--checkpoint", "x", "--name-vectors", "x"], "--name-vectors needs --wordnet"),
+    (["train", "--checkpoint", "x", "--pairs", "none.csv"], "none.csv lists no image"),
     (["words", "--wordnet", "gone"], "cannot read gone/data.noun"),
     (["words", "--wordnet", "gone", "--pairs", "wordnet/data.noun"], "data.noun"),
     (["words", "--wordnet", "gone", "--pairs", "pairs.csv"], "--pairs needs --name-vectors"),
@@ -356,6 +357,7 @@ def test_bad_input_gets_one_line(tmp_path, monkeypatch, capsys, wordnet, words, 
     (tmp_path / "wordnet").symlink_to(wordnet)
     write_name_vectors(tmp_path / "few.npz", {}, without="tench")
     (tmp_path / "pairs.csv").write_text("image,text\na.png,bear\n")
+    (tmp_path / "none.csv").write_text("image,text\n")
     status, _, errors = inside(script, *words, "--out", "new", *FEW, capsys=capsys)
     assert status == 1 and message in errors[0], errors
     assert len(errors) == 1 and not (tmp_path / "new").exists()

@@ -344,7 +344,8 @@ def test_the_tile_of_a_patch_is_at_its_place_with_one_scale(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("words, status, message", [
-    (["--model", "vit_small_patch16_dinov3"], 1, "vit_small_patch16_dinov3 is a Eva with rotary"),
+    (["--model", "vit_small_patch16_dinov3"], 1,
+     "vit_small_patch16_dinov3 is of the class Eva with rotary"),
     (["--checkpoint", "gone.safetensors"], 1, "gone.safetensors does not exist"),
     (["--model", "nobody"], 1, "nobody is no file, and timm knows no model"),
     (["--tiles"], 2, "--tiles"),

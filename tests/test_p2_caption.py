@@ -248,7 +248,7 @@ TRAIN = "train --out new --hold-out 3 --captions c.json --images photos --model 
     (TRAIN + " --images photos photos --captions c.json c.json", "is in two of the caption files"),
     (TRAIN + " --val-images photos twins --val-captions c.json", "2 image folders and 1 caption"),
     (TRAIN + " --hold-out 1 --epochs 1 --workers 0", "two images"),
-    (TRAIN + " --hold-out 400", "12 are too few to hold out 400"),
+    (TRAIN + " --hold-out 400", "12 photos are too few to hold out 400"),
     (TRAIN + " --decoder no_key/decoder_model.bin", "1 missing (h.0.mlp.c_fc.weight)"),
     (TRAIN + " --decoder no_wte/decoder_model.bin", "is no GPT-2: wte.weight missing"),
     (TRAIN + " --decoder shape/decoder_model.bin", "ln_f.bias (63,) instead of (64,)"),

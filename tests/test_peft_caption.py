@@ -406,7 +406,7 @@ COMPARE = TRAIN.replace("train", "compare", 1) + "--eval-images a --eval-caption
     (TRAIN + "--method lora --targets c_attn", "no linear layer c_attn; its blocks"),
     (TRAIN + "--method adapter --bottleneck 99", "adapter would train 16,"),
     (TRAIN + "--method cross --out runs/cross", "give --resume to continue"),
-    (TRAIN + "--method full --hold-out 400", "12 are too few to hold out 400"),
+    (TRAIN + "--method full --hold-out 400", "12 photos are too few to hold out 400"),
     (COMPARE + "--methods lora --show 3", "--show draws where methods differ; give two or more"),
     (TRAIN, "--method"),  # from here on, wrong usage
     ("params", "one of the arguments FILE --sizes is required"),

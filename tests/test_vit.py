@@ -79,12 +79,13 @@ def test_what_does_not_fit_is_named(name, options, message):
 
 
 @pytest.mark.parametrize("name, kind", [
-    ("resnet18", "a ResNet"), ("swin_tiny_patch4_window7_224", "a SwinTransformer"),
-    ("beit_base_patch16_224", "a Beit"), ("vit_small_patch16_dinov3", "a Eva with rotary"),
+    ("resnet18", "ResNet"), ("swin_tiny_patch4_window7_224", "SwinTransformer"),
+    ("beit_base_patch16_224", "Beit"), ("vit_small_patch16_dinov3", "Eva with rotary"),
 ])
 def test_what_needs_a_vit_names_what_it_got(name, kind):
     for build in (build_vit, open_vit):
-        with pytest.raises(UserError, match=f"{name} is {kind}.*, not of timm's VisionTransformer"):
+        with pytest.raises(UserError, match=f"{name} is of the class {kind}.*, not of timm's "
+                                            "VisionTransformer"):
             build(name)
 
 

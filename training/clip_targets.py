@@ -70,8 +70,10 @@ def tower_features(model: DualEncoder, paths: Sequence[Path], compute: Compute) 
 
 def read_pairs(file: str | Path, limit: int | None) -> dict[Path, str]:
     """Image file -> the name of what it shows, from a CSV ``image,text`` with paths beside it;
-    ``limit`` rows at most, spread evenly."""
+    ``limit`` rows at most, spread evenly. UserError where there are none."""
     rows = spread(list(read_mapping(file, "image", "text").items()), limit)
+    if not rows:
+        raise UserError(f"{file} lists no image; give a file with rows under its header")
     return {Path(file).parent / image: text for image, text in rows}
 
 
