@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from utils import UserError
@@ -78,8 +78,21 @@ def with_setting(
     the options that must be given."""
     parser = SettingParser(prog, options)
     add_options(parser)
+    refuse_varied(args, options, parser)
     return parser.parse_args([*required, *option_words(options)],
                              argparse.Namespace(**vars(args)))
+
+
+def refuse_varied(
+    args: argparse.Namespace, varied: Iterable[str], parser: argparse.ArgumentParser
+) -> None:
+    """UserError where ``args`` also give an option that is ``varied``; ``parser`` has its default.
+    """
+    for key in varied:
+        name = key.replace("-", "_")
+        default = parser.get_default(name)
+        if getattr(args, name, default) != default:
+            raise UserError(f"--{key} and --vary {key} both give this option; leave --{key} out")
 
 
 def option_words(options: Options) -> list[str]:

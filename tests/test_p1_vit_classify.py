@@ -330,7 +330,8 @@ def test_sweep_makes_one_table_and_one_figure(tmp_path):
     result = run_script(SCRIPT, "sweep", "--train", folder, "--val", folder, "--out", out,
                         "--vary", "lr=1e-3,1e30", "--vary", "pretrained=true,false",
                         "--weights", write_classifier(tmp_path / "w.safetensors"),
-                        *TINY_RUN, "--epochs", "1", "--optimizer", "sgd")
+                        "--model", TINY, "--image-size", "32", "--epochs", "1", "--batch-size", "8",
+                        "--optimizer", "sgd", *CPU)
     assert result.returncode == 0, result.stderr
     rows = read_csv(out / "sweep.csv")
     assert rows[0] == ["lr", "pretrained", "train accuracy", "val accuracy", "95 % interval",

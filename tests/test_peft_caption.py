@@ -177,6 +177,7 @@ def test_each_method_is_trained_with_each_value_that_concerns_it(
     (["cross-width=16,17"], 1, "cross-width 17 is no multiple"),
     (["targets=attn.c_attn,nowhere", "--methods", "lora"], 1, "nowhere"),
     (["rank=1", "--vary", "rank=2"], 1, "--vary gives rank twice"),
+    (["rank=1,2", "--rank", "3"], 1, "--rank and --vary rank both give this option"),
     (["lr=1,2", "--methods", "full"], 1, "--lr-of and --vary lr both give the learning rate"),
 ])
 def test_wrong_settings_are_refused_before_any_training(

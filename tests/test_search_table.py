@@ -120,6 +120,7 @@ def test_what_can_be_varied_is_what_the_search_has():
     (["--vary", "length-penalty=1,x", "--vary", "beam=1,3", "--out", "out"], 2,
      "setting length-penalty x, beam 1: argument --length-penalty"),
     (["--vary", "beam=1", "--vary", "beam=3", "--out", "out"], 1, "--vary gives beam twice"),
+    (["--vary", "beam=1,3", "--beam", "7", "--out", "out"], 1, "--beam and --vary beam both give"),
     (["--vary", "beams=1,3", "--out", "out"], 1, "--vary beams: only the options of the search can "
      "be varied: beam, length-penalty, min-length, max-length, no-repeat-ngram"),
     (["--vary", "checkpoint=a,b", "--out", "out"], 1, "only the options of the search"),

@@ -17,6 +17,7 @@ from inference.settings import (
     folder_of,
     key_and_value,
     option_words,
+    refuse_varied,
     title_of,
 )
 from training.options import add_classifier_training
@@ -68,6 +69,9 @@ def read_settings(args: argparse.Namespace) -> list[Setting]:
         raise UserError("out: a sweep names the folders of its trainings itself; leave it out")
     if args.seeds > 1 and any("seed" in options for options in different):
         raise UserError("--seeds N gives every setting its seeds; leave seed out of the settings")
+    parser = Parser()
+    add_classifier_training(parser)
+    refuse_varied(args, varied[0], parser)
     settings = [Setting(options, with_each_seed(run_arguments(args, options), args.seeds))
                 for options in different]
     refuse_shared_folders(settings)
