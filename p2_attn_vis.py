@@ -61,18 +61,12 @@ from inference.options import (
     add_run_options,
     add_search_options,
     complete_captioner_options,
+    complete_rerank,
 )
 from inference.parser import Parser
 from inference.results import of_words, write_result
 from inference.word_page import word_page, word_records
-from inference.words import (
-    END,
-    captioned_rows,
-    chosen_photos,
-    given_captions,
-    numbers,
-    word_maps,
-)
+from inference.words import END, captioned_rows, chosen_photos, given_captions, numbers, word_maps
 
 HERE = Path(__file__).resolve().parent
 
@@ -180,7 +174,8 @@ def draw(captioner, paths, args, compute, unreadable) -> dict:
     """Write all figures, or those of --best-worst; returns what goes to stdout."""
     texts = given_captions(captioner, paths, args.captions) if args.captions else None
     result = {"checkpoint": str(captioner.source), "layer": args.layer, "heads": args.heads,
-              "captions": args.captions or f"the captioner's, {args.beam} beams"}
+              "captions": args.captions or f"the captioner's, {args.beam} beams, "
+                                           f"rerank {args.rerank:g}"}
     if args.best_worst:
         return result | draw_best_and_worst(captioner, paths, texts, args, compute, unreadable)
     figures = figure_files(args.output, paths, ending(args))
@@ -237,7 +232,7 @@ def make_parser():
                       help="references in COCO's format, shown in the two figures")
     best.add_argument("--clip", default=str(registry.CLIP), metavar="NAME|FILE",
                       help="the CLIP that computes CLIPScore")
-    add_search_options(parser)
+    add_search_options(parser, rerank=True)
     add_run_options(parser, None)
     return parser
 
@@ -295,6 +290,7 @@ def main():
     args = parser.parse_args()
     check_options(args, parser)
     complete_captioner_options(args)
+    args, = complete_rerank(args)
     paths = chosen_photos(args.images, args.refs, args.limit)
     if args.boxes:
         boxes_of(paths, args.boxes)  # an error in the file is one before the model is opened
@@ -304,7 +300,7 @@ def main():
     from inference.caption import open_captioner
 
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
-    captioner = open_captioner(args)
+    captioner = open_captioner(args, None if args.boxes or args.captions else compute)
     captioner.check_layer(args.layer)
     unreadable = []
     if args.boxes:

@@ -65,6 +65,7 @@ from inference.options import (
     add_search_options,
     add_vary_options,
     complete_captioner_options,
+    complete_rerank,
 )
 from inference.parser import Parser, fraction
 from inference.results import of_captions, write_result
@@ -81,19 +82,21 @@ SCENES = Path(__file__).resolve().parent / "samples" / "scenes"
 def predict(args):
     """Write the captions of a folder of photos."""
     complete_captioner_options(args)
+    args, = complete_rerank(args)
     from data.photos import list_images, refuse_equal_stems
 
     paths = list_images(args.images, args.limit)
     refuse_equal_stems(paths)
     check_outputs({"--output": args.output},
                   {"--images": paths, "--checkpoint": args.checkpoint, "--weights": args.weights,
-                   "--vocab": args.vocab, "--base": args.base, "--decoder": args.decoder})
+                   "--vocab": args.vocab, "--base": args.base, "--decoder": args.decoder,
+                   "--rerank-clip": args.rerank_clip})
     from inference.caption import caption_work, open_captioner
     from inference.predictions import predictions
     from models.decoding import Search
 
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
-    captioner = open_captioner(args)
+    captioner = open_captioner(args, compute)
     captions = caption_work(captioner, Search.from_args(args), compute)
     with predictions(args, paths, captioner.transform, captions, compute, "caption") as done:
         write_predictions(done.rows, done.count, args.output)
@@ -108,6 +111,7 @@ def evaluate(args):
         from inference.search_table import compare_searches
 
         return compare_searches(args)
+    args, = complete_rerank(args)
     images = captioned_images(args.images, args.captions, args.limit)
     if args.record and args.model:
         raise UserError("--record writes into a checkpoint of this project; make one with convert")
@@ -116,7 +120,8 @@ def evaluate(args):
                   {"--images": list(images), "--captions": args.captions,
                    "--train-captions": args.train_captions, "--checkpoint": args.checkpoint,
                    "--weights": args.weights, "--vocab": args.vocab, "--clip": args.clip,
-                   "--base": args.base, "--decoder": args.decoder})
+                   "--base": args.base, "--decoder": args.decoder,
+                   "--rerank-clip": args.rerank_clip})
     from inference.caption import open_captioner
     from inference.scoring import Scoring, default_clip, evaluate_captioner, record_scores
     from models.checkpoint import check_recordable
@@ -126,8 +131,8 @@ def evaluate(args):
         check_recordable(args.checkpoint)
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     scoring = Scoring.from_args(args, args.clip or default_clip())
-    result, captions = evaluate_captioner(
-        open_captioner(args), images, Search.from_args(args), compute, scoring, args.per_image)
+    result, captions = evaluate_captioner(open_captioner(args, compute), images,
+                                          Search.from_args(args), compute, scoring, args.per_image)
     result |= {"reads": describe(captions, train_captions), "captions": args.captions,
                "checkpoint": args.weights if args.model else args.checkpoint}
     if args.record:
@@ -234,7 +239,7 @@ def make_parser():
     for command in (predicting, evaluating):
         add_run_options(command, None)
         add_captioner_options(command)
-        add_search_options(command)
+        add_search_options(command, rerank=True)
     add_prediction_options(predicting, "JSON")
     evaluating.add_argument("--captions", required=True, metavar="JSON",
                             help="references in COCO's format, of images in --images")

@@ -63,6 +63,11 @@ class Entry:
         return FOLDER / self.file if self.shipped else FOLDER / "fetched" / self.file
 
 
+def is_shipped(key: str, path: str | Path) -> bool:
+    """Whether ``path`` is the shipped file of entry point ``key``."""
+    return Path(path).resolve() == FOLDER / SHIPPED[key]
+
+
 def default(key: str) -> Path:
     """The checkpoint that entry point ``key`` uses; of an ensemble the first."""
     return members(key)[0]

@@ -26,15 +26,18 @@ from inference.peft import BaseSource, open_checkpoint
 from models.captioner import Captioner, Memory
 from models.catr import open_catr
 from models.checkpoint import check_output, digest, open_file
+from models.clip import open_clip
 from models.decoding import Search, generate
+from models.judge import Judge
 from models.vit_gpt2 import ViTGPT2
 
 LEAST = 8  # images for which a thread of their own pays
 
 
-def open_captioner(args: argparse.Namespace) -> Captioner:
+def open_captioner(args: argparse.Namespace, compute: Compute | None = None) -> Captioner:
     """Any captioner: of a file, of a PEFT file over its base, or of ``--model`` with its files.
-    ``args`` has the options of ``inference.options.add_captioner_options``, completed."""
+    ``args`` has the options of ``inference.options.add_captioner_options``, completed. With
+    ``compute`` it gets the judge that ``args.rerank`` asks for."""
     given = base_options(args)
     if args.model and given:
         raise UserError(f"{given[0]} names the base of a PEFT file; it does not go with --model")
@@ -44,7 +47,16 @@ def open_captioner(args: argparse.Namespace) -> Captioner:
     captioner = (open_catr(args.weights, args.vocab) if args.model else open_checkpoint(
         args.checkpoint, BaseSource.from_args(args) if given else None))
     captioner.source = args.weights if args.model else args.checkpoint
+    if compute:
+        give_judge(captioner, args, compute)
     return captioner
+
+
+def give_judge(captioner: Captioner, args: argparse.Namespace, compute: Compute) -> None:
+    """Give ``captioner`` the judge that ``args.rerank`` asks for."""
+    if args.rerank:
+        clip = open_clip(args.rerank_clip).to(compute.device)
+        captioner.judge = Judge(clip, captioner.transform, compute)
 
 
 def open_each(checkpoints: Sequence[str | Path], args: argparse.Namespace) -> list[Captioner]:
@@ -116,7 +128,8 @@ def _parts(memory: Memory, count: int) -> list[Memory]:
     """``memory`` cut into ``count`` parts of nearly equal size."""
     bounds = [number * len(memory) // count for number in range(count + 1)]
     return [Memory(memory.features[start:stop], memory.grids[start:stop],
-                   None if memory.mask is None else memory.mask[start:stop])
+                   None if memory.mask is None else memory.mask[start:stop],
+                   None if memory.looks is None else memory.looks[start:stop])
             for start, stop in pairwise(bounds)]
 
 
@@ -130,6 +143,8 @@ def encode(captioner: Captioner, images: Tensor, compute: Compute) -> Memory:
         memory = captioner.encode(images)
     memory.features = memory.features.float()
     check_output(memory.features, captioner.source)
+    if captioner.judge:
+        memory.looks = captioner.judge.looks(images)
     return memory
 
 

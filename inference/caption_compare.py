@@ -23,8 +23,8 @@ from data.files import (
 )
 from data.photos import load_image, report_unreadable
 from figures.captions import Card, caption_sheet
-from inference.caption import caption_images, open_each
-from inference.options import BATCH_SIZES
+from inference.caption import caption_images, give_judge, open_each
+from inference.options import BATCH_SIZES, complete_rerank
 from inference.results import about_clipscore, of_captioners, write_result
 from inference.scoring import Scoring, default_clip, measure
 from metrics import paired
@@ -55,12 +55,17 @@ def compare_captioners(args: argparse.Namespace) -> int:
                   {"--images": list(images), "--captions": args.captions, "--clip": args.clip,
                    "the captioners": checkpoints, "--base": args.base, "--decoder": args.decoder,
                    "--weights": args.weights})
+    each = complete_rerank(*(argparse.Namespace(**vars(args) | {"checkpoint": checkpoint})
+                             for checkpoint in checkpoints))
     captioners = open_each(checkpoints, args)
-    search, compute = Search.from_args(args), Compute.from_args(args, BATCH_SIZES["captioner"])
+    searches = [Search.from_args(given) for given in each]
+    compute = Compute.from_args(args, BATCH_SIZES["captioner"])
+    for captioner, given in zip(captioners, each, strict=True):
+        give_judge(captioner, given, compute)
     scoring = Scoring.from_args(args, args.clip or default_clip())
     clip = scoring.open_clip()  # before the work, so that a wrong --clip is an error at once
     names = short_names(checkpoints)
-    captions, unreadable = caption_all(captioners, names, list(images), search, compute)
+    captions, unreadable = caption_all(captioners, names, list(images), searches, compute)
     paths = list(captions)
     references = [images[path] for path in paths]
     scorer = scoring.clip_scorer(clip, paths)
@@ -69,26 +74,26 @@ def compare_captioners(args: argparse.Namespace) -> int:
         result, each = measure(texts, references, scoring, scorer)
         measured.append(result)
         written.append(Written(name, texts, each))
-    result = comparison(checkpoints, measured, written, scoring) | {
-        "search": asdict(search), "device": compute.device, "precision": compute.precision,
+    result = comparison(checkpoints, measured, written, searches, scoring) | {
+        "device": compute.device, "precision": compute.precision,
         "unreadable": unreadable, "captions": args.captions}
     write_text(table, comparison_table(result))
     warn(f"wrote {table}")
     write_rows(paths, written, rows)
-    write_sheet(paths, references, written, args.show, "captioners", beams(search.beams), sheet)
+    write_sheet(paths, references, written, args.show, "captioners", beams(args.beam), sheet)
     write_result(result, of_captioners(result), args.json)
     return EXIT_SOME_UNREADABLE if unreadable else 0
 
 
 def caption_all(
-    captioners: Sequence[Captioner], names: Sequence[str], paths: Sequence[Path], search: Search,
-    compute: Compute,
+    captioners: Sequence[Captioner], names: Sequence[str], paths: Sequence[Path],
+    searches: Sequence[Search], compute: Compute,
 ) -> tuple[dict[Path, list[str]], int]:
     """({readable photo: each captioner's caption}, how many others there are); these are named on
     stderr."""
     captions: dict[Path, list[str]] = {path: [] for path in paths}
     reasons: dict[Path, str] = {}
-    for captioner, name in zip(captioners, names, strict=True):
+    for captioner, name, search in zip(captioners, names, searches, strict=True):
         readable, texts, unreadable = caption_images(captioner, list(captions), search, compute,
                                                      name)
         reasons |= dict(unreadable)
@@ -103,13 +108,14 @@ def caption_all(
 
 def comparison(
     checkpoints: Sequence[str], measured: Sequence[dict], written: Sequence[Written],
-    scoring: Scoring,
+    searches: Sequence[Search], scoring: Scoring,
 ) -> dict:
     """What ``compare`` prints: the scores of each captioner, and the CIDEr of each but the first
     minus the first's, with its interval by the paired bootstrap."""
-    rows = [{"name": one.name, "checkpoint": str(checkpoint),
+    rows = [{"name": one.name, "checkpoint": str(checkpoint), "search": asdict(search),
              **{key: result[key] for key in ("metrics", "intervals_95")}}
-            for checkpoint, result, one in zip(checkpoints, measured, written, strict=True)]
+            for checkpoint, result, one, search in zip(checkpoints, measured, written, searches,
+                                                       strict=True)]
     first = written[0].scores["CIDEr"]
     for row, one in zip(rows[1:], written[1:], strict=True):
         own = one.scores["CIDEr"]
@@ -135,14 +141,24 @@ def comparison_table(result: dict) -> str:
             *(["{:+.3f} ({:+.3f} to {:+.3f})".format(gap["CIDEr"], *gap["CIDEr_95"]),
                gap["higher_on"], gap["lower_on"]] if gap else [""] * 3)])
     first = result["captioners"][0]["name"]
-    notes = [f"{result['images']:,} photos, {beams(result['search']['beams'])}. The intervals are "
-             f"of {result['bootstrap']['resamples']:,} resamples of the photos; those of the "
+    shown = beams(result["captioners"][0]["search"]["beams"])
+    notes = [f"{result['images']:,} photos, {shown}. The intervals are of "
+             f"{result['bootstrap']['resamples']:,} resamples of the photos; those of the "
              "difference are paired: a difference whose interval does not contain 0 is more than "
-             "chance explains.", *(f"{line}." for line in about_clipscore(result))]
+             "chance explains.", *reranked(result),
+             *(f"{line}." for line in about_clipscore(result))]
     header = ["captioner", *(f"{metric} (95 %)" for metric in metrics),
               f"CIDEr minus that of {first} (95 %)", "photos with a higher CIDEr",
               "with a lower one"]
     return markdown_table(header, rows) + "\n" + "\n".join(notes) + "\n"
+
+
+def reranked(result: dict) -> list[str]:
+    """A sentence that names the captioners whose captions a CLIP has ranked again, if any."""
+    weights = {row["name"]: row["search"]["rerank"] for row in result["captioners"]
+               if row["search"]["rerank"]}
+    named = ", ".join(f"{name} ({weight:g})" for name, weight in weights.items())
+    return [f"--rerank is not 0 for {named}."] if weights else []
 
 
 def write_rows(paths: Sequence[Path], written: Sequence[Written], file: Path) -> None:

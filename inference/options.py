@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from utils import UserError
+
 from ckpt import registry
-from inference.parser import fraction, natural, positive_int, power
+from inference.parser import fraction, natural, non_negative, positive_int, power
 from metrics.clipscore import PREFIX
 
 # Images in a batch by default; on a CPU a batch that stays in the cache is fastest.
@@ -18,6 +20,7 @@ BATCH_SIZES = {
     "captioner": {"cpu": 32, "cuda": 128, "mps": 32},
     "clip": {"cpu": 16, "cuda": 256, "mps": 64},
 }
+RERANK = 4.0  # --rerank of the shipped captioner
 MOST_SHOWN = 60  # photos on a sheet; a PNG of more could be taller than can be drawn
 
 
@@ -150,10 +153,11 @@ def base_options(args: argparse.Namespace) -> list[str]:
 
 def add_search_options(
     parser: argparse.ArgumentParser, beams: int = 5, length_penalty: float = 0.8,
-    no_repeat_ngram: int = 3,
+    no_repeat_ngram: int = 3, rerank: bool = False,
 ) -> None:
-    """The options behind ``models.decoding.Search.from_args``. The defaults did best for the
-    shipped captioner on photos held out of its training."""
+    """The options behind ``models.decoding.Search.from_args``, with ``rerank`` those of
+    ``complete_rerank`` too. The defaults did best for the shipped captioner on photos held out of
+    its training."""
     group = parser.add_argument_group("search")
     group.add_argument("--beam", type=positive_int, default=beams, metavar="N",
                        help="beams; 1 is greedy")
@@ -167,6 +171,31 @@ def add_search_options(
                        help="tokens at most (default: what the captioner can write)")
     group.add_argument("--no-repeat-ngram", type=natural, default=no_repeat_ngram, metavar="N",
                        help="write no N tokens twice in one caption; 0: no such rule")
+    if rerank:
+        group.add_argument("--rerank", type=non_negative, metavar="WEIGHT",
+                           help="of the finished captions, choose the one with the highest score + "
+                                "WEIGHT times its cosine with the photo, by a CLIP (default: "
+                                f"{RERANK:g} for the shipped captioner, 0 for others)")
+        parser.add_argument("--rerank-clip", metavar="FILE|FOLDER|NAME",
+                            help=f"the CLIP behind --rerank (default: {registry.CLIP.name})")
+
+
+def complete_rerank(*searches: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments of each of a command's ``searches`` with --rerank and --rerank-clip filled in,
+    once the checkpoint is. UserError where they have no effect."""
+    complete = []
+    for args in searches:
+        if args.rerank and args.beam == 1:
+            raise UserError("--rerank chooses among the captions of several beams, and there is "
+                            "one; give --beam 2 or more, or --rerank 0")
+        is_default = args.rerank is None and args.beam > 1 and args.checkpoint is not None
+        shipped = is_default and registry.is_shipped("p2", args.checkpoint)
+        complete.append(argparse.Namespace(**vars(args) | {
+            "rerank": RERANK if shipped else args.rerank or 0.0,
+            "rerank_clip": args.rerank_clip or str(registry.CLIP)}))
+    if searches[0].rerank_clip and not any(args.rerank for args in complete):
+        raise UserError("--rerank-clip has no effect without a --rerank WEIGHT above 0")
+    return complete
 
 
 def add_vary_options(parser: argparse.ArgumentParser) -> None:
@@ -227,7 +256,7 @@ def add_caption_comparison(parser: argparse.ArgumentParser) -> None:
                         help="folder for compared.md, compared.csv and most_different.png")
     add_show_option(parser, "captioners", 12)
     add_run_options(parser, None)
-    add_search_options(parser)
+    add_search_options(parser, rerank=True)
     add_scoring_options(parser, 1000)
     add_clip_prefix_option(parser)
     add_base_options(parser, "base of the PEFT files")

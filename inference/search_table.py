@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from data.compute import Compute
 from data.files import check_outputs
 from data.photos import report_unreadable
 from data.tables import Columns, Gap, decimals, for_terminal, percent, thousands, write_table
-from inference.options import BATCH_SIZES, add_search_options
+from inference.options import BATCH_SIZES, add_search_options, complete_rerank
 from inference.results import of_searches, write_result
 from inference.scoring import Scoring, default_clip, measure, write_per_image
 from inference.settings import (
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from models.decoding import Search
 
 PROG = "p2_caption.py eval"
-SEARCH_KEYS = ("beam", "length-penalty", "min-length", "max-length", "no-repeat-ngram")
+SEARCH_KEYS = ("beam", "length-penalty", "min-length", "max-length", "no-repeat-ngram", "rerank")
 RESAMPLES = 1000  # behind the intervals where --bootstrap gives no other number
 NOTE = ('"Against the best" is the difference from the highest CIDEr on the same photos, or "none" '
         "where its 95 % interval (paired bootstrap) contains 0.")
@@ -73,14 +74,16 @@ def compare_searches(args: argparse.Namespace) -> int:
                   {"--images": list(images), "--captions": args.captions,
                    "--train-captions": args.train_captions, "--checkpoint": args.checkpoint,
                    "--weights": args.weights, "--vocab": args.vocab, "--clip": args.clip,
-                   "--base": args.base, "--decoder": args.decoder})
+                   "--base": args.base, "--decoder": args.decoder,
+                   "--rerank-clip": args.rerank_clip})
     from inference.caption import open_captioner
     from models.decoding import Search
 
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     scoring = Scoring.from_args(args, args.clip or default_clip())
     scoring = replace(scoring, bootstrap=scoring.bootstrap or RESAMPLES)
-    clip, captioner = scoring.open_clip(), open_captioner(args)
+    most = max(settings, key=lambda setting: setting[1].rerank)[1]  # whose judge all can use
+    clip, captioner = scoring.open_clip(), open_captioner(most, compute)
     searches = [Search.from_args(given) for _, given in settings]
     readable, captions, unreadable = captions_of_each(captioner, list(images), searches, compute)
     report_unreadable(readable, unreadable)
@@ -113,8 +116,9 @@ def read_searches(args: argparse.Namespace) -> list[tuple[Options, argparse.Name
                         "leave it out with --vary, whose --out gets the scores of each image")
     varied = combinations(args.vary)
     refuse_other_keys(varied, SEARCH_KEYS, "the options of the search")
-    return [(options, with_setting(args, options, PROG, add_search_options))
-            for options in varied]
+    add_options = partial(add_search_options, rerank=True)
+    searches = [with_setting(args, options, PROG, add_options) for options in varied]
+    return list(zip(varied, complete_rerank(*searches), strict=True))
 
 
 def captions_of_each(

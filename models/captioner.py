@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from utils import UserError
 
@@ -17,6 +18,9 @@ from models.checkpoint import unwrap
 from models.gpt2 import KeyValue
 from models.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from models.judge import Judge
+
 IGNORED = -100  # the target at padding: no loss there
 
 
@@ -26,12 +30,14 @@ class Memory:
 
     ``features`` (M, N, C); N is the largest grid's cell count. ``grids`` has each image's
     (rows, cols); its cells come first in its features, row by row, then padding. ``mask`` (M, N) is
-    False at padding; None where there is no padding.
+    False at padding; None where there is no padding. ``looks`` (M, D) is what the captioner's
+    ``judge`` sees of the images; None without a judge.
     """
 
     features: Tensor
     grids: list[tuple[int, int]]
     mask: Tensor | None = None
+    looks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -72,6 +78,7 @@ class Captioner(nn.Module, ABC):
         self.preprocessing = preprocessing  # the fields of data.transform.Transform
         self.metadata = metadata or {}  # of the checkpoint that it was loaded from
         self.source = "the captioner"  # the file that it was opened from, for error messages
+        self.judge: Judge | None = None  # what --rerank chooses among its captions with
 
     @property
     def transform(self) -> Transform:

@@ -82,22 +82,25 @@ class Clip:
         return features
 
     @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """N texts -> (N, D) float32, rows of length 1; always computed in float32."""
+    def encode_text(
+        self, texts: Sequence[str], batch_size: int = 256, quiet: bool = False
+    ) -> Tensor:
+        """N texts -> (N, D) float32, rows of length 1; always computed in float32. ``quiet`` does
+        not warn about texts that are cut."""
         device = next(self.towers.parameters()).device
-        rows, parts = self.token_rows(texts), []
+        rows, parts = self.token_rows(texts, quiet), []
         with torch.autocast(device.type, enabled=False):
             for start in range(0, len(rows), batch_size):
                 tokens = padded(rows[start:start + batch_size], self.towers.pad_id)
                 parts.append(self.towers.text_features(tokens.to(device)))
         return self.unit(torch.cat(parts))
 
-    def token_rows(self, texts: Sequence[str]) -> list[list[int]]:
+    def token_rows(self, texts: Sequence[str], quiet: bool = False) -> list[list[int]]:
         """Each text's token ids, at most ``context``. A longer text is cut before its end token,
-        and one warning names all such texts."""
+        and one warning names all such texts unless ``quiet``."""
         rows, context = self.towers.ids(list(texts)), self.towers.context
         cut = [text for text, row in zip(texts, rows, strict=True) if len(row) > context]
-        if cut:
+        if cut and not quiet:
             shown = ", ".join(f'"{text[:60]}{"…" * (len(text) > 60)}"' for text in cut[:5])
             text, were = ("text is", "was") if len(cut) == 1 else ("texts are", "were")
             warn(f"{len(cut)} {text} longer than the {context} tokens that {self.name} reads and "

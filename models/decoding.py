@@ -34,21 +34,29 @@ class Search:
     min_length: int = 0  # tokens before the end token
     no_repeat_ngram: int = 0  # no n-gram of tokens occurs twice; 0: no such rule
     max_length: int | None = None  # tokens, the end token included; None: the captioner's
+    rerank: float = 0.0  # weight of the captioner's judge among the finished captions; 0: no judge
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Search:
         """What the options of ``inference.options.add_search_options`` ask for."""
         return cls(beams=args.beam, length_penalty=args.length_penalty, min_length=args.min_length,
-                   no_repeat_ngram=args.no_repeat_ngram, max_length=args.max_length)
+                   no_repeat_ngram=args.no_repeat_ngram, max_length=args.max_length,
+                   rerank=getattr(args, "rerank", 0.0))
 
 
 @torch.inference_mode()
 def generate(captioner: Captioner, memory: Memory, search: Search = Search()) -> list[list[int]]:
-    """The tokens of each image's caption: greedy with one beam, else by beam search."""
+    """The tokens of each image's caption: greedy with one beam, else by beam search, whose finished
+    captions the captioner's judge ranks again where ``search.rerank`` is not 0."""
+    end = captioner.tokenizer.end_id
     if search.beams > 1:
-        return beam_search(captioner, memory, search)
+        found = beam_search(captioner, memory, search)
+        if not search.rerank:
+            return [captions[0][1] for captions in found]
+        texts = [[captioner.tokenizer.decode(ids) for _, ids in captions] for captions in found]
+        return captioner.judge.choose(memory.looks, found, texts, search.rerank)
     rows = _write(captioner, memory, 1, search, lambda logits: logits.argmax(-1))
-    return [_before_end(row, captioner.tokenizer.end_id) for row in rows.tolist()]
+    return [_before_end(row, end) for row in rows.tolist()]
 
 
 @torch.no_grad()
@@ -112,8 +120,10 @@ class _Finished:
 
 
 @torch.inference_mode()
-def beam_search(captioner: Captioner, memory: Memory, search: Search) -> list[list[int]]:
-    """The tokens of each image's caption of the highest score.
+def beam_search(
+    captioner: Captioner, memory: Memory, search: Search
+) -> list[list[tuple[float, list[int]]]]:
+    """Each image's finished captions, at most as many as beams: (score, tokens), best first.
 
     At each step the 2 · beams most probable continuations of an image are ranked. Those that end
     are finished captions if they are among the first ``beams``; the first ``beams`` that do not end
@@ -159,7 +169,8 @@ def beam_search(captioner: Captioner, memory: Memory, search: Search) -> list[li
             rows, token, beam_log_p = rows[kept], token[kept], beam_log_p[kept]
         written = torch.cat([written.flatten(0, 1)[rows], token[..., None]], 2)
         state, tokens = captioner.reorder(state, rows), token.reshape(-1)
-    return [_before_end(image.captions[0][1], end) for image in finished]
+    return [[(score, _before_end(tokens, end)) for score, tokens in image.captions]
+            for image in finished]
 
 
 def _limit(captioner: Captioner, search: Search) -> int:

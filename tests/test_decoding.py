@@ -60,7 +60,9 @@ def test_a_wide_beam_finds_what_exhaustive_search_finds(seed, length_penalty):
     toy = Table(3, 4, seed)
     # there are fewer captions than beams, so nothing is ever pruned or stopped early
     found = beam_search(toy, toy.memory(), Search(beams=4**4, length_penalty=length_penalty))
-    assert found == [toy.best(image, length_penalty) for image in range(3)]
+    assert [captions[0][1] for captions in found] == [
+        toy.best(image, length_penalty) for image in range(3)]
+    assert all(captions == sorted(captions, key=lambda one: -one[0]) for captions in found)
 
 
 def hf_generate(model, memory: Memory, search: Search) -> list[list[int]]:
@@ -121,7 +123,8 @@ def test_greedy_is_a_beam_of_one_and_the_argmax_of_full_passes(seed):
     captioner = biased(random_gpt2(seed)[1], 1.0)
     memory = memory_of(5, seed)
     greedy = generate(captioner, memory, Search())
-    assert greedy == beam_search(captioner, memory, Search(beams=1, early_stopping=True))
+    assert greedy == [captions[0][1] for captions in beam_search(
+        captioner, memory, Search(beams=1, early_stopping=True))]
     for image, written in enumerate(greedy):
         alone = Memory(memory.features[image:image + 1], [(1, 5)])
         tokens = torch.tensor([[END, *written][:captioner.max_length]])
