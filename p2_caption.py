@@ -20,6 +20,9 @@ tokenized as Stanford's PTBTokenizer does. eval, and score --images DIR, add CLI
 al. 2021), computed with ckpt/clip_vit_tiny.safetensors or the CLIP that --clip names; scores of
 different CLIPs or prefixes are not comparable.
 
+A beam search ends with several captions. --rerank WEIGHT, 4 by default for the shipped captioner,
+writes the one with the highest score + WEIGHT times its cosine with the photo, by a CLIP.
+
 What to expect: the shipped captioner has CIDEr 0.626 on 1,000 photos of Flickr8k val, which eval
 computes in a minute or two on two CPU cores. docs/captions.md has the commands, docs/results.md
 every figure with its data and interval, docs/training.md how long each stage of the training took.
@@ -98,7 +101,7 @@ def predict(args):
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
     captioner = open_captioner(args, compute)
     captions = caption_work(captioner, Search.from_args(args), compute)
-    with predictions(args, paths, captioner.transform, captions, compute, "caption") as done:
+    with predictions(args, paths, captioner.views, captions, compute, "caption") as done:
         write_predictions(done.rows, done.count, args.output)
     return EXIT_SOME_UNREADABLE if done.unreadable else 0
 

@@ -63,11 +63,6 @@ class Entry:
         return FOLDER / self.file if self.shipped else FOLDER / "fetched" / self.file
 
 
-def is_shipped(key: str, path: str | Path) -> bool:
-    """Whether ``path`` is the shipped file of entry point ``key``."""
-    return Path(path).resolve() == FOLDER / SHIPPED[key]
-
-
 def default(key: str) -> Path:
     """The checkpoint that entry point ``key`` uses; of an ensemble the first."""
     return members(key)[0]
@@ -187,6 +182,14 @@ def find(entries: dict[str, dict], name: str) -> Entry:
 def _file_of(row: dict) -> str:
     """The name of a listed file: as given, else the last part of its URL."""
     return row.get("file") or unquote(urlsplit(str(row.get("url"))).path).rpartition("/")[2]
+
+
+def is_shipped(key: str, path: str | Path) -> bool:
+    """Whether ``path`` has the content of the shipped file of entry point ``key``."""
+    path = Path(path)
+    listed = [row for row in read_list()[0].values() if row.get("file") == SHIPPED[key]]
+    return (bool(listed) and path.is_file() and path.stat().st_size == listed[0].get("size")
+            and sha256_of(path) == listed[0].get("sha256"))
 
 
 def with_needs(entries: dict[str, dict], names: Iterable[str]) -> list[str]:

@@ -113,20 +113,6 @@ class Transform:
         pixels = batch.permute(0, 3, 1, 2).to(torch.float32)
         return pixels.div_(255.0).sub_(mean).div_(std)  # in place: new memory costs more than this
 
-    def view_for(self, other: Transform, images):
-        """Images (B, 3, H, W) as this transform gives them -> the same crops as ``other`` gives
-        them."""
-        import torch
-        from torchvision.transforms.v2 import InterpolationMode
-        from torchvision.transforms.v2.functional import resize
-
-        mine, theirs = ([torch.tensor(values, device=images.device).view(-1, 1, 1)
-                         for values in (transform.mean, transform.std)]
-                        for transform in (self, other))
-        pixels = images * mine[1] + mine[0]  # from 0 to 1
-        pixels = resize(pixels, list(other.size), InterpolationMode.BICUBIC, antialias=True)
-        return (pixels.clamp(0, 1) - theirs[0]) / theirs[1]
-
     def tensor(self, images: Sequence[np.ndarray], device: str):
         """Photos as ``__call__`` leaves them -> what the model takes: (B, channels, height, width)
         float32 on ``device``."""

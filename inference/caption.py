@@ -56,7 +56,7 @@ def give_judge(captioner: Captioner, args: argparse.Namespace, compute: Compute)
     """Give ``captioner`` the judge that ``args.rerank`` asks for."""
     if args.rerank:
         clip = open_clip(args.rerank_clip).to(compute.device)
-        captioner.judge = Judge(clip, captioner.transform, compute)
+        captioner.judge = Judge(clip, compute)
 
 
 def open_each(checkpoints: Sequence[str | Path], args: argparse.Namespace) -> list[Captioner]:
@@ -82,12 +82,12 @@ def caption_images(
 ) -> tuple[list[Path], list[str], list[tuple[Path, str]]]:
     """(readable paths, their captions, [(path, reason)] of the others)."""
     work = caption_work(captioner, search, compute)
-    return all_rows(photo_rows(captioner.transform, paths, compute, work, title), paths, compute)
+    return all_rows(photo_rows(captioner.views, paths, compute, work, title), paths, compute)
 
 
 def caption_work(
     captioner: Captioner, search: Search, compute: Compute
-) -> Callable[[Tensor], list[str]]:
+) -> Callable[[Tensor | list[Tensor]], list[str]]:
     """A function that writes the captions of a batch, for ``data.batches.photo_rows``."""
     captioner.to(compute.device).eval()
     return lambda images: write_captions(captioner, encode(captioner, images, compute), search)
@@ -133,18 +133,19 @@ def _parts(memory: Memory, count: int) -> list[Memory]:
             for start, stop in pairwise(bounds)]
 
 
-def encode(captioner: Captioner, images: Tensor, compute: Compute) -> Memory:
-    """What the decoder reads of a batch of images.
+def encode(captioner: Captioner, images: Tensor | list[Tensor], compute: Compute) -> Memory:
+    """What the decoder reads of a batch of images, as ``captioner.views`` prepares them.
 
     Only the encoder runs at ``compute.precision``; the decoder runs in float32, because autocast
     would cast its weights again for every token, which costs more than bfloat16 saves.
     """
+    images, *others = images if captioner.judge else [images]
     with torch.inference_mode(), autocast(compute.device, compute.precision):
         memory = captioner.encode(images)
     memory.features = memory.features.float()
     check_output(memory.features, captioner.source)
     if captioner.judge:
-        memory.looks = captioner.judge.looks(images)
+        memory.looks = captioner.judge.looks(*others)
     return memory
 
 

@@ -135,7 +135,7 @@ def captions_of_each(
         return list(zip(*(write_captions(captioner, memory, search) for search in searches),
                         strict=True))
 
-    blocks = photo_rows(captioner.transform, paths, compute, work, "caption")
+    blocks = photo_rows(captioner.views, paths, compute, work, "caption")
     readable, rows, unreadable = all_rows(blocks, paths, compute)
     return readable, [list(texts) for texts in zip(*rows, strict=True)], unreadable
 

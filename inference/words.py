@@ -87,7 +87,7 @@ def captioned_rows(
                     else written_captions(captioner, memory, search))
         return work([(path, *text) for path, text in zip(names, captions, strict=True)], memory)
 
-    transform = Annotated(captioner.transform, Path)
+    transform = Annotated(captioner.views, Path)
     for _, found, bad in photo_rows(transform, paths, compute, rows, title):
         unreadable += [(paths[place], reason) for place, reason in bad.items()]
         yield found

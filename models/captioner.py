@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.transform import Transform
+from data.transform import Transform, Transforms
 from models.checkpoint import unwrap
 from models.gpt2 import KeyValue
 from models.tokenizer import Tokenizer
@@ -84,6 +84,12 @@ class Captioner(nn.Module, ABC):
     def transform(self) -> Transform:
         """How a photo is prepared for this model."""
         return Transform.from_fields(self.preprocessing)
+
+    @property
+    def views(self) -> Transform | Transforms:
+        """How a photo is prepared for this model and its judge, if it has one."""
+        transform = self.transform
+        return Transforms((transform, self.judge.clip.transform)) if self.judge else transform
 
     # --- what each architecture implements ---
 

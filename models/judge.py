@@ -7,38 +7,25 @@ with the similarity of photo and sentence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from utils import UserError
-
-import torch
 from torch import Tensor
 
 from data.compute import Compute
-from data.transform import Transform
 from models.clip import Clip
 from models.forward import Forward
 
 Candidate = tuple[float, list[int]]  # the search's score of a caption, and its token ids
 
 
-@dataclass
 class Judge:
-    """``clip`` on ``compute.device``, for photos that a captioner prepares with ``transform``."""
+    """``clip``, on ``compute.device``, and its features of photos and captions."""
 
-    clip: Clip
-    transform: Transform
-    compute: Compute
-
-    def __post_init__(self) -> None:
-        if self.transform.resize == "longest":
-            raise UserError("--rerank needs a captioner whose photos are all of one size, and this "
-                            "one keeps their shape; give --rerank 0")
-        self.tower = Forward(self.clip.towers.image_tower(), self.compute)
+    def __init__(self, clip: Clip, compute: Compute) -> None:
+        self.clip, self.tower = clip, Forward(clip.towers.image_tower(), compute)
 
     def looks(self, images: Tensor) -> Tensor:
-        """Images (M, 3, H, W) as the captioner takes them -> CLIP's features of them (M, D)."""
-        return self.clip.unit(self.tower(self.transform.view_for(self.clip.transform, images)))
+        """Images (M, 3, H, W) as the CLIP takes them -> its features of them (M, D)."""
+        return self.clip.unit(self.tower(images))
 
     def choose(
         self, looks: Tensor, candidates: Sequence[Sequence[Candidate]],
@@ -46,9 +33,11 @@ class Judge:
     ) -> list[list[int]]:
         """The tokens of each image's candidate with the highest score + ``weight`` · cosine of the
         photo ``looks`` (M, D) and the caption, which ``texts`` gives in words."""
-        counts = torch.tensor([len(found) for found in candidates], device=looks.device)
         told = self.clip.encode_text([text for found in texts for text in found], quiet=True)
-        fits = iter((looks.repeat_interleave(counts, 0) * told).sum(1).tolist())
-        judged = [[(score + weight * next(fits), tokens) for score, tokens in found]
-                  for found in candidates]
-        return [max(found, key=lambda candidate: candidate[0])[1] for found in judged]
+        parts = told.split([len(found) for found in texts])
+        chosen = []
+        for look, part, found in zip(looks, parts, candidates, strict=True):
+            sums = [score + weight * fit
+                    for (score, _), fit in zip(found, (part @ look).tolist(), strict=True)]
+            chosen.append(found[sums.index(max(sums))][1])
+        return chosen

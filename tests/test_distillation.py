@@ -38,6 +38,7 @@ from training.distillation import (
     prepare_with_teachers,
     soft_targets,
     split_weight,
+    view_of,
 )
 
 COMPUTE = Compute("cpu", "fp32", 8)
@@ -132,15 +133,14 @@ def test_a_batch_without_labels_has_a_loss_and_no_accuracy():
 def test_a_teacher_of_the_same_input_sees_the_same_crop():
     student = classifier_of(None).transform
     images = student.normalize(torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8))
-    torch.testing.assert_close(student.view_for(student, images), images)
+    torch.testing.assert_close(view_of(images, student, student), images)
 
 
 def test_a_teacher_sees_the_crop_in_its_own_size_and_colours():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     student = classifier_of(None, (16, 24), 0.2, 0.3).transform
     teacher = classifier_of(None, (8, 12), 0.6, 0.1).transform
-    view = student.view_for(
-        teacher, student.normalize(torch.from_numpy(pixels)[None]))
+    view = view_of(student.normalize(torch.from_numpy(pixels)[None]), student, teacher)
     small = Image.fromarray(pixels).resize((12, 8), Image.Resampling.BICUBIC)
     theirs = teacher.normalize(torch.from_numpy(np.array(small))[None])
     assert view.shape == (1, 3, 8, 12)
@@ -192,7 +192,7 @@ def test_teachers_run_in_evaluation_mode_without_gradients(tmp_path):
     targets = soft_targets([teacher], images, student, 1.0, COMPUTE)
     assert not targets.requires_grad
     with torch.no_grad():
-        view = student.view_for(teacher.classifier.transform, images)
+        view = view_of(images, student, teacher.classifier.transform)
         torch.testing.assert_close(targets, load_classifier(file).model(view).softmax(1))
     after = teacher.classifier.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)

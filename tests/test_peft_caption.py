@@ -53,6 +53,15 @@ def here(capsys, *words) -> subprocess.CompletedProcess:
     return run_inside(peft_caption, *words, capsys=capsys)
 
 
+def varying_words(world, photos) -> list:
+    """``compare_words`` without --rank and --lr, which --vary gives."""
+    words = compare_words(world, photos)
+    for option in ("--rank", "--lr"):
+        place = words.index(option)
+        del words[place:place + 2]
+    return words
+
+
 def compare_words(world, photos) -> list:
     words = ["--images", photos, "--captions", world / "c.json"]
     return ["compare", *words, *(f"--eval-{word[2:]}" if str(word).startswith("--") else word
@@ -138,7 +147,7 @@ def check_sheet(cards, names, title, path, runs) -> None:
 
 def test_each_method_is_trained_with_each_value_that_concerns_it(
         world, photos, tmp_path, capsys):
-    words = compare_words(world, photos)
+    words = varying_words(world, photos)
     words[words.index("--out") + 1] = tmp_path / "runs"
     words[words.index("--html") + 1] = tmp_path / "page.html"
     result = here(capsys, *words, "--methods", "cross", "lora", "--vary", "rank=1,2", "--vary",
@@ -182,7 +191,7 @@ def test_each_method_is_trained_with_each_value_that_concerns_it(
 ])
 def test_wrong_settings_are_refused_before_any_training(
         world, photos, tmp_path, capsys, words, status, message):
-    compared = compare_words(world, photos)
+    compared = varying_words(world, photos)
     compared[compared.index("--out") + 1] = tmp_path / "runs"
     result = here(capsys, *compared, "--vary", *words)
     assert result.returncode == status and message in error_lines(result)[-1], result.stderr
@@ -199,7 +208,7 @@ def test_a_row_that_diverges_does_not_end_the_comparison(
         return train(base, method, images, val, recipe, args)
 
     monkeypatch.setattr(peft_compare, "train_over", diverging)
-    words = compare_words(world, photos)
+    words = varying_words(world, photos)
     words[words.index("--out") + 1] = tmp_path / "runs"
     words[words.index("--html") + 1] = tmp_path / "page.html"
     # the first, and the last, after which no other row is written

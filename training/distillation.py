@@ -82,6 +82,17 @@ def split_weight(word: str) -> tuple[str, float]:
     return file, weight
 
 
+def view_of(images: Tensor, student: Transform, teacher: Transform) -> Tensor:
+    """Images (B, 3, H, W) as the student takes them -> the same crops as the teacher takes them."""
+    def channels(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=images.device).view(-1, 1, 1)
+
+    pixels = images * channels(student.std) + channels(student.mean)  # from 0 to 1
+    pixels = v2.functional.resize(pixels, list(teacher.size), v2.InterpolationMode.BICUBIC,
+                                  antialias=True)
+    return (pixels.clamp(0, 1) - channels(teacher.mean)) / channels(teacher.std)
+
+
 def soft_targets(
     teachers: Sequence[Teacher], images: Tensor, student: Transform, temperature: float,
     compute: Compute,
@@ -90,7 +101,7 @@ def soft_targets(
     (B, 3, H, W) as the student takes them."""
     mean = 0
     for teacher in teachers:
-        view = student.view_for(teacher.classifier.transform, images)
+        view = view_of(images, student, teacher.classifier.transform)
         with torch.inference_mode(), autocast(compute.device, compute.precision):
             logits = teacher.classifier.model.to(images.device)(view)
         mean = mean + teacher.share * (logits.float() / temperature).softmax(1)
