@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import error_lines, make_photo, run_inside
 from fixtures.deterministic_fill import fill
+from makers_clip import write_clip
 from makers_files import coco, write
 from PIL import Image
 
@@ -312,6 +313,19 @@ def test_figures_show_each_words_cells_on_the_whole_photo(
         expected = torch.stack([part.mean(0) for part in seen.split([3, 3, 2, 1])])
         np.testing.assert_allclose(arrays[path.stem].reshape(4, -1), expected, atol=1e-5)
     assert len(boxes) == 6 and all(box == (0, 0, *size) for size, box in boxes)
+
+
+def test_a_clip_ranks_its_captions_again(files, here, tmp_path):
+    write_clip(tmp_path / "clip.safetensors")
+    written = []
+    for weight in ("0", "1000"):
+        result = here("p2_caption", "predict", *public(files), "--images", files / "photos",
+                      "--beam", "4", "--max-length", "6", "--rerank", weight, *(
+                          ["--rerank-clip", tmp_path / "clip.safetensors"] * (weight != "0")),
+                      "--output", tmp_path / f"{weight}.json", *CPU)
+        assert result.returncode == 0, result.stderr
+        written.append(json.loads((tmp_path / f"{weight}.json").read_text()))
+    assert written[0].keys() == written[1].keys() and written[0] != written[1]
 
 
 @pytest.mark.parametrize("words, status, message", [
