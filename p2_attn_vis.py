@@ -62,6 +62,7 @@ from inference.options import (
     add_search_options,
     complete_captioner_options,
     complete_rerank,
+    typed_search_options,
 )
 from inference.parser import Parser
 from inference.results import of_words, write_result
@@ -251,6 +252,9 @@ def check_options(args, parser):
         ("--captions", args.captions), ("--npz", args.npz), ("--html", args.html),
         ("--best-worst", args.best_worst),
         ("--layer", args.layer != -1), ("--heads", args.heads != "mean")) if given]
+    unused += (searching := typed_search_options(args, parser))
+    if args.captions and searching:
+        parser.error(f"{searching[0]} has no effect on the captions of --captions; leave it out")
     if args.boxes and unused:
         parser.error(f"{unused[0]} has no effect with --boxes, which measures every layer and "
                      "draws nothing; leave it out")
@@ -276,9 +280,9 @@ def check_files(paths, args):
     check_outputs({"--output": [*figures, *table], "--npz": args.npz, "--html": args.html,
                    "--json": args.json},
                   {"--images": paths, "--captions": args.captions, "--refs": args.refs,
-                   "--checkpoint": args.checkpoint, "--weights": args.weights,
-                   "--base": args.base, "--decoder": args.decoder,
-                   "--vocab": args.vocab, "--clip": args.clip})
+                   "--checkpoint": args.checkpoint, "--weights": args.weights, "--base": args.base,
+                   "--decoder": args.decoder, "--vocab": args.vocab, "--clip": args.clip,
+                   "--rerank-clip": args.rerank_clip})
     if args.npz:
         stems = {printable(path.stem) for path in paths}
         if len(stems | {f"{stem}.words" for stem in stems}) < 2 * len(paths):

@@ -180,6 +180,16 @@ def add_search_options(
                             help=f"the CLIP behind --rerank (default: {registry.CLIP.name})")
 
 
+def typed_search_options(
+    args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> list[str]:
+    """The options of ``add_search_options`` that ``args`` give another value than the default."""
+    names = ("beam", "length_penalty", "min_length", "max_length", "no_repeat_ngram", "rerank",
+             "rerank_clip")
+    return [f"--{name.replace('_', '-')}" for name in names
+            if getattr(args, name) != parser.get_default(name)]
+
+
 def complete_rerank(*searches: argparse.Namespace) -> list[argparse.Namespace]:
     """The arguments of each of a command's ``searches`` with --rerank and --rerank-clip filled in,
     once the checkpoint is. UserError where they have no effect."""

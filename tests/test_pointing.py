@@ -176,6 +176,8 @@ def test_every_layer_of_a_captioner_is_measured(tmp_path, photos, capsys):
     (p1_attn_map, ["--layer", "0"], 1, "--layer has no effect with --boxes"),
     (p1_attn_map, ["--faithfulness"], 1, "two measurements"),
     (p2_attn_vis, ["--heads", "each"], 2, "--heads has no effect with --boxes"),
+    (p2_attn_vis, ["--beam", "3"], 2, "--beam has no effect with --boxes"),
+    (p2_attn_vis, ["--rerank", "3"], 2, "--rerank has no effect with --boxes"),
     (p2_attn_vis, ["--npz", "x.npz"], 2, "--npz has no effect with --boxes"),
 ])
 def test_options_that_do_not_go_with_boxes(photos, capsys, script, words, status, message):
