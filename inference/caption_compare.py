@@ -54,7 +54,7 @@ def compare_captioners(args: argparse.Namespace) -> int:
     check_outputs({"--output": [table, rows, sheet], "--json": args.json},
                   {"--images": list(images), "--captions": args.captions, "--clip": args.clip,
                    "the captioners": checkpoints, "--base": args.base, "--decoder": args.decoder,
-                   "--weights": args.weights})
+                   "--weights": args.weights, "--rerank-clip": args.rerank_clip})
     each = complete_rerank(*(argparse.Namespace(**vars(args) | {"checkpoint": checkpoint})
                              for checkpoint in checkpoints))
     captioners = open_each(checkpoints, args)
