@@ -82,7 +82,7 @@ function truthParts(texts) {
 
 function rowOf(entry) {
   const photo = make("td", { className: "photo" },
-    make("img", { src: record(entry.number).photo, alt: "", loading: "lazy" }));
+    make("img", { src: record(entry.number).photo, alt: "" }));
   const name = bodyCell("photo", entry.name);
   name.className = "name";
   return make("tr", {}, photo, name, bodyCell(page.truth, ...truthParts(entry.truth)),
