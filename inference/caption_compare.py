@@ -55,13 +55,13 @@ def compare_captioners(args: argparse.Namespace) -> int:
                   {"--images": list(images), "--captions": args.captions, "--clip": args.clip,
                    "the captioners": checkpoints, "--base": args.base, "--decoder": args.decoder,
                    "--weights": args.weights, "--rerank-clip": args.rerank_clip})
-    each = complete_rerank(*(argparse.Namespace(**vars(args) | {"checkpoint": checkpoint})
-                             for checkpoint in checkpoints))
+    given = complete_rerank(*(argparse.Namespace(**vars(args) | {"checkpoint": checkpoint})
+                              for checkpoint in checkpoints))
     captioners = open_each(checkpoints, args)
-    searches = [Search.from_args(given) for given in each]
+    searches = [Search.from_args(own) for own in given]
     compute = Compute.from_args(args, BATCH_SIZES["captioner"])
-    for captioner, given in zip(captioners, each, strict=True):
-        give_judge(captioner, given, compute)
+    for captioner, own in zip(captioners, given, strict=True):
+        give_judge(captioner, own, compute)
     scoring = Scoring.from_args(args, args.clip or default_clip())
     clip = scoring.open_clip()  # before the work, so that a wrong --clip is an error at once
     names = short_names(checkpoints)

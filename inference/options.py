@@ -11,7 +11,7 @@ from collections.abc import Callable
 from utils import UserError
 
 from ckpt import registry
-from inference.parser import fraction, natural, non_negative, positive_int, power
+from inference.parser import fraction, is_given, natural, non_negative, positive_int, power
 from metrics.clipscore import PREFIX
 
 # Images in a batch by default; on a CPU a batch that stays in the cache is fastest.
@@ -20,6 +20,8 @@ BATCH_SIZES = {
     "captioner": {"cpu": 32, "cuda": 128, "mps": 32},
     "clip": {"cpu": 16, "cuda": 256, "mps": 64},
 }
+# The options of ``add_search_options`` that --vary can vary.
+SEARCH_KEYS = ("beam", "length-penalty", "min-length", "max-length", "no-repeat-ngram", "rerank")
 RERANK = 4.0  # --rerank of the shipped captioner
 MOST_SHOWN = 60  # photos on a sheet; a PNG of more could be taller than can be drawn
 
@@ -184,10 +186,7 @@ def typed_search_options(
     args: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> list[str]:
     """The options of ``add_search_options`` that ``args`` give another value than the default."""
-    names = ("beam", "length_penalty", "min_length", "max_length", "no_repeat_ngram", "rerank",
-             "rerank_clip")
-    return [f"--{name.replace('_', '-')}" for name in names
-            if getattr(args, name) != parser.get_default(name)]
+    return [f"--{key}" for key in (*SEARCH_KEYS, "rerank-clip") if is_given(args, key, parser)]
 
 
 def complete_rerank(*searches: argparse.Namespace) -> list[argparse.Namespace]:

@@ -74,6 +74,13 @@ class Parser(ArgumentParser):
         return parsed, rest
 
 
+def is_given(args: argparse.Namespace, key: str, parser: argparse.ArgumentParser) -> bool:
+    """Whether ``args`` give the option --``key`` another value than its default in ``parser``."""
+    name = key.replace("-", "_")
+    default = parser.get_default(name)
+    return getattr(args, name, default) != default
+
+
 def understood(word: str, names: Iterable[str]) -> str:
     """The one of ``names`` that ``word`` means; ``word`` itself where there is none."""
     by_letters = {_letters(name): name for name in names}

@@ -22,7 +22,7 @@ from data.compute import Compute
 from data.files import check_outputs
 from data.photos import report_unreadable
 from data.tables import Columns, Gap, decimals, for_terminal, percent, thousands, write_table
-from inference.options import BATCH_SIZES, add_search_options, complete_rerank
+from inference.options import BATCH_SIZES, SEARCH_KEYS, add_search_options, complete_rerank
 from inference.results import of_searches, write_result
 from inference.scoring import Scoring, default_clip, measure, write_per_image
 from inference.settings import (
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from models.decoding import Search
 
 PROG = "p2_caption.py eval"
-SEARCH_KEYS = ("beam", "length-penalty", "min-length", "max-length", "no-repeat-ngram", "rerank")
 RESAMPLES = 1000  # behind the intervals where --bootstrap gives no other number
 NOTE = ('"Against the best" is the difference from the highest CIDEr on the same photos, or "none" '
         "where its 95 % interval (paired bootstrap) contains 0.")

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from utils import UserError
 
-from inference.parser import Parser
+from inference.parser import Parser, is_given
 
 Options = dict[str, str]  # {"lr": "1e-3", "optimizer": "sam"}
 
@@ -89,9 +89,7 @@ def refuse_varied(
     """UserError where ``args`` also give an option that is ``varied``; ``parser`` has its default.
     """
     for key in varied:
-        name = key.replace("-", "_")
-        default = parser.get_default(name)
-        if getattr(args, name, default) != default:
+        if is_given(args, key, parser):
             raise UserError(f"--{key} and --vary {key} both give this option; leave --{key} out")
 
 

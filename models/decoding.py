@@ -48,7 +48,6 @@ class Search:
 def generate(captioner: Captioner, memory: Memory, search: Search = Search()) -> list[list[int]]:
     """The tokens of each image's caption: greedy with one beam, else by beam search, whose finished
     captions the captioner's judge ranks again where ``search.rerank`` is not 0."""
-    end = captioner.tokenizer.end_id
     if search.beams > 1:
         found = beam_search(captioner, memory, search)
         if not search.rerank:
@@ -56,7 +55,7 @@ def generate(captioner: Captioner, memory: Memory, search: Search = Search()) ->
         texts = [[captioner.tokenizer.decode(ids) for _, ids in captions] for captions in found]
         return captioner.judge.choose(memory.looks, found, texts, search.rerank)
     rows = _write(captioner, memory, 1, search, lambda logits: logits.argmax(-1))
-    return [_before_end(row, end) for row in rows.tolist()]
+    return [_before_end(row, captioner.tokenizer.end_id) for row in rows.tolist()]
 
 
 @torch.no_grad()

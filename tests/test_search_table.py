@@ -12,8 +12,8 @@ from makers_files import coco, write
 from makers_training import CPU, captions_of, read_csv, write_captioner, write_clip
 
 import p2_caption
+from inference.options import SEARCH_KEYS
 from inference.results import of_searches
-from inference.search_table import SEARCH_KEYS
 from inference.settings import option_words
 from metrics.clipscore import mean_interval
 from models.vit_gpt2 import ViTGPT2
